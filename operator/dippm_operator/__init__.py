@@ -1,0 +1,1 @@
+"""The DIPPM operator: sizes InferenceJobs with MIG profiles."""

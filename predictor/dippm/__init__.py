@@ -1,0 +1,1 @@
+"""DIPPM: what a deep-learning model needs, without running it (Panner Selvam and Brorsson, Euro-Par 2023)."""

@@ -1,0 +1,228 @@
+"""The model graph: one node per operator as the framework runs it, in the order it runs them.
+
+This is the value that the frontends hand on. The data set, the memory replay and the network speak of its nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+DTYPE_BYTES: Mapping[str, int] = {
+    "float64": 8, "int64": 8, "uint64": 8, "complex64": 8, "complex128": 16,
+    "float32": 4, "int32": 4, "uint32": 4,
+    "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2,
+    "int8": 1, "uint8": 1, "bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1,
+}  # fmt: skip
+FLOAT_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
+
+Attribute = int | float | bool | str | None | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape (elements per dimension, batch included) and dtype (as Relax spells it) of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a dense tensor of this shape, before the allocator's rounding."""
+        return self.numel * DTYPE_BYTES[self.dtype]
+
+
+class ValueKind(StrEnum):
+    """Where a value comes from."""
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    """Weights and buffers: on the device before the forward pass, alive throughout."""
+    CONSTANT = "constant"
+    """A literal inside the graph (shape arithmetic, scalars, baked-in tables)."""
+    RESULT = "result"
+    """Put out by an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One tensor of the graph. Its id is its index in `ModelGraph.values`."""
+
+    spec: TensorSpec
+    kind: ValueKind
+    producer: int | None = None
+    """Index of the operator that puts it out; None unless `kind` is RESULT."""
+    alias_of: int | None = None
+    """Id of the value whose storage it shares (a view, or the input of an in-place operator); None if it owns its storage."""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator as the framework runs it (`conv2d` with its bias is one operator, whatever Relax makes of it)."""
+
+    kind: str
+    """Canonical name, from `dippm.vocabulary.KINDS`; `unknown` is a slot of its own."""
+    target: str
+    """The framework's own name, e.g. `aten.conv2d.default` or `onnx.Conv`."""
+    inputs: tuple[int, ...]
+    """Ids of the values read, in argument order, weights included."""
+    outputs: tuple[int, ...]
+    """Ids of the values put out."""
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    """Canonical attributes, e.g. kernel_size, stride, padding, dilation, groups (tuples of ints for spatial ones)."""
+    scope: tuple[str, ...] = ()
+    """Module paths, outermost first, each the full path (`("", "layer1", "layer1.0", "layer1.0.conv1")`); a call counts: a module called twice gets `@1` appended. Empty if the file has none."""
+    source: str = ""
+    """Source line that called it (`file.py:123: x = self.relu(x)`), empty if the file has none."""
+    relax: tuple[str, ...] = ()
+    """Names of the Relax operators that express it, in order (`relax.nn.conv2d`, `relax.reshape`, `relax.add`)."""
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A model at one batch size: values, operators in execution order, graph inputs and outputs."""
+
+    values: tuple[Value, ...]
+    operators: tuple[Operator, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    batch: int
+    format: str = ""
+    """The door it came through: `pt2`, `torchscript`, `onnx`, ..."""
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """Data-flow edges (producer operator, consumer operator), each pair once, sorted."""
+        pairs = {
+            (producer, index)
+            for index, operator in enumerate(self.operators)
+            for value in operator.inputs
+            if (producer := self.values[value].producer) is not None
+        }
+        return tuple(sorted(pairs))
+
+    @cached_property
+    def parameter_ids(self) -> tuple[int, ...]:
+        """Ids of the weights and buffers that own their storage."""
+        return tuple(
+            i for i, v in enumerate(self.values) if v.kind is ValueKind.PARAMETER and v.alias_of is None
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:` over the canonical JSON form without scopes and sources: the same graph, the same digest."""
+        body = self.to_dict()
+        for operator in body["operators"]:
+            operator.pop("scope", None)
+            operator.pop("source", None)
+        for value in body["values"]:
+            value.pop("name", None)
+        body.pop("format")
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def storage(self, value: int) -> int:
+        """Id of the value that owns the storage of `value`."""
+        while (owner := self.values[value].alias_of) is not None:
+            value = owner
+        return value
+
+    def cast(self, float_dtype: str) -> ModelGraph:
+        """The same graph with every floating-point tensor held in `float_dtype` (`float32`, `float16`, `bfloat16`)."""
+        values = tuple(
+            replace(v, spec=TensorSpec(v.spec.shape, float_dtype))
+            if v.spec.dtype in FLOAT_DTYPES and v.spec.dtype != float_dtype
+            else v
+            for v in self.values
+        )
+        return replace(self, values=values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` reads it back."""
+        return {
+            "batch": self.batch,
+            "format": self.format,
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "values": [_value_to_dict(v) for v in self.values],
+            "operators": [_operator_to_dict(o) for o in self.operators],
+        }
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> ModelGraph:
+        """Inverse of `to_dict`."""
+        return cls(
+            values=tuple(_value_from_dict(v) for v in body["values"]),
+            operators=tuple(_operator_from_dict(o) for o in body["operators"]),
+            inputs=tuple(body["inputs"]),
+            outputs=tuple(body["outputs"]),
+            batch=body["batch"],
+            format=body["format"],
+        )
+
+
+def _value_to_dict(value: Value) -> dict[str, Any]:
+    body: dict[str, Any] = {"shape": list(value.spec.shape), "dtype": value.spec.dtype, "kind": value.kind.value}
+    if value.producer is not None:
+        body["producer"] = value.producer
+    if value.alias_of is not None:
+        body["alias_of"] = value.alias_of
+    if value.name:
+        body["name"] = value.name
+    return body
+
+
+def _value_from_dict(body: Mapping[str, Any]) -> Value:
+    return Value(
+        spec=TensorSpec(tuple(body["shape"]), body["dtype"]),
+        kind=ValueKind(body["kind"]),
+        producer=body.get("producer"),
+        alias_of=body.get("alias_of"),
+        name=body.get("name", ""),
+    )
+
+
+def _operator_to_dict(operator: Operator) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "kind": operator.kind,
+        "target": operator.target,
+        "inputs": list(operator.inputs),
+        "outputs": list(operator.outputs),
+    }
+    if operator.attributes:
+        body["attributes"] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in sorted(operator.attributes.items())
+        }
+    for key in ("scope", "relax"):
+        if items := getattr(operator, key):
+            body[key] = list(items)
+    if operator.source:
+        body["source"] = operator.source
+    return body
+
+
+def _operator_from_dict(body: Mapping[str, Any]) -> Operator:
+    return Operator(
+        kind=body["kind"],
+        target=body["target"],
+        inputs=tuple(body["inputs"]),
+        outputs=tuple(body["outputs"]),
+        attributes={
+            k: tuple(v) if isinstance(v, list) else v for k, v in body.get("attributes", {}).items()
+        },
+        scope=tuple(body.get("scope", ())),
+        source=body.get("source", ""),
+        relax=tuple(body.get("relax", ())),
+    )
