@@ -21,7 +21,13 @@ class Builder:
         return len(self.values) - 1
 
     def call(
-        self, kind: str, inputs: Sequence[int], shape: Sequence[int], *, alias: int | None = None, **attributes: Attribute
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        shape: Sequence[int],
+        *,
+        alias: int | None = None,
+        **attributes: Attribute,
     ) -> int:
         """One operator with one output."""
         self.values.append(
@@ -38,7 +44,9 @@ class Builder:
         )
 
 
-def residual_network(batch: int, width: int = 16, blocks: int = 2, size: int = 16, dtype: str = "float32") -> ModelGraph:
+def residual_network(
+    batch: int, width: int = 16, blocks: int = 2, size: int = 16, dtype: str = "float32"
+) -> ModelGraph:
     """conv, then blocks of conv, batch_norm, relu and an addition, then a mean and a linear layer."""
     b = Builder(batch, dtype)
     image = b.value(ValueKind.INPUT, batch, 3, size, size)
@@ -51,7 +59,9 @@ def residual_network(batch: int, width: int = 16, blocks: int = 2, size: int = 1
             "conv2d", (x, b.value(ValueKind.PARAMETER, width, width, 3, 3)), (batch, width, size, size),
             kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1,
         )  # fmt: skip
-        y = b.call("batch_norm", (y, *(b.value(ValueKind.PARAMETER, width) for _ in range(4))), (batch, width, size, size))
+        y = b.call(
+            "batch_norm", (y, *(b.value(ValueKind.PARAMETER, width) for _ in range(4))), (batch, width, size, size)
+        )
         y = b.call("relu", (y,), (batch, width, size, size), alias=y)
         x = b.call("add", (x, y), (batch, width, size, size))
     x = b.call("adaptive_avg_pool2d", (x,), (batch, width, 1, 1), output_size=(1, 1))

@@ -21,7 +21,9 @@ TARGETS: tuple[tuple[str, str], ...] = (
     ("latency_ms", "eager latency"),
     ("energy_j", "energy"),
 )
-FORMULA_TARGETS = frozenset({"allocated_bytes", "activations_bytes", "reserved_bytes", "footprint_bytes", "min_cap_bytes"})
+FORMULA_TARGETS = frozenset(
+    {"allocated_bytes", "activations_bytes", "reserved_bytes", "footprint_bytes", "min_cap_bytes"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,15 @@ class ErrorRow:
 def formula_bytes(graph: ModelGraph) -> float:
     """The plain formula: weights and inputs and three times the largest output, bytes."""
     resident = sum(
-        v.spec.nbytes
-        for v in graph.values
-        if v.kind in (ValueKind.PARAMETER, ValueKind.INPUT) and v.alias_of is None
+        v.spec.nbytes for v in graph.values if v.kind in (ValueKind.PARAMETER, ValueKind.INPUT) and v.alias_of is None
     )
     largest = max((v.spec.nbytes for v in graph.values if v.kind is ValueKind.RESULT), default=0)
     return float(resident + 3 * largest)
 
 
-def percentage_errors(measured: Sequence[float], predicted: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def percentage_errors(
+    measured: Sequence[float], predicted: Sequence[float]
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """|predicted / measured - 1| in percent, where measured is finite and positive."""
     pairs = [(m, p) for m, p in zip(measured, predicted, strict=True) if math.isfinite(m) and m > 0]
     return np.array([100 * abs(p / m - 1) for m, p in pairs], dtype=np.float64)

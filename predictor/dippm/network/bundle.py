@@ -32,7 +32,7 @@ RESIDUAL_LIMIT = 4.0
 """No kernel is taken to be further than this from its roofline (log): beyond it the network is guessing."""
 
 
-class NoWeights(DippmError):
+class NoWeightsError(DippmError):
     """The package holds no trained weights."""
 
     reason = "NoWeights"
@@ -162,9 +162,7 @@ class Bundle:
             for target, body in self.schema.bounds.items()
         }
 
-    def _workspaces(
-        self, features: Featurized, operators: Array, rows: npt.NDArray[np.int64]
-    ) -> tuple[int, ...]:
+    def _workspaces(self, features: Featurized, operators: Array, rows: npt.NDArray[np.int64]) -> tuple[int, ...]:
         first = self.schema.operator_columns.index(f"workspace:{workspace.CLASSES[0]}")
         classes = operators[:, first : first + len(workspace.CLASSES)].argmax(axis=1)
         ratios = operators[:, self.schema.operator_columns.index("workspace_log_ratio")]
@@ -197,7 +195,7 @@ class Bundle:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """The bundle in a file. Raises BundleMismatch where it was made by another version."""
+    """The bundle in a file. Raises BundleMismatchError where it was made by another version."""
     from safetensors import safe_open
 
     with safe_open(str(path), framework="np") as file:
@@ -247,9 +245,9 @@ def write_bundle(bundle: Bundle, path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def load_bundle() -> Bundle:
-    """The bundle that ships in the package, read once a process. Raises NoWeights where the package has none."""
+    """The bundle that ships in the package, read once a process. Raises NoWeightsError where the package has none."""
     file = resources.files("dippm.weights").joinpath(FILE)
     if not file.is_file():
-        raise NoWeights(f"the package holds no trained weights (dippm/weights/{FILE}): make them with dippm train")
+        raise NoWeightsError(f"the package holds no trained weights (dippm/weights/{FILE}): make them with dippm train")
     with resources.as_file(file) as path:
         return read_bundle(path)

@@ -71,7 +71,9 @@ def unknown_bounds(scores: Mapping[str, Sequence[float]]) -> dict[float, float]:
     return bounds
 
 
-def choose(bounds: Mapping[float, float], risk_percent: float, *, basis: str, sample: int, otherwise: float) -> UpperBound:
+def choose(
+    bounds: Mapping[float, float], risk_percent: float, *, basis: str, sample: int, otherwise: float
+) -> UpperBound:
     """The bound of the largest calibrated risk not above the one asked for, else of the smallest there is.
 
     `otherwise` is the factor where nothing is calibrated.

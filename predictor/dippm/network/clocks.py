@@ -18,9 +18,9 @@ def host_ms(host_us: Sequence[float], host_pass_us: float) -> float:
 def latency_ms(
     host_us: Sequence[float], kernel_us: Sequence[float], kernels: Sequence[int], *, host_pass_us: float, gap_us: float
 ) -> float:
-    """Time until the last kernel is done, ms: each operator's kernels start when the host has enqueued it and the device is free.
+    """Time until the last kernel is done, ms.
 
-    The host may run ahead of the device without limit, as it does on a stream.
+    Each operator's kernels start when the host has enqueued it and the device is free. The host may run ahead of the device without limit, as it does on a stream.
     """
     host, device = host_pass_us, 0.0
     for dispatch, busy, count in zip(host_us, kernel_us, kernels, strict=True):

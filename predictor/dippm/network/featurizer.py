@@ -31,7 +31,8 @@ _MODES = tuple(Mode)
 _LOG_COLUMNS = (
     "macs", "bytes_in", "bytes_out", "bytes_weight", "elements_in", "elements_out", "m", "n", "k", "products",
     "channels_in", "channels_out", "positions_in", "positions_out", "kernel_h", "kernel_w", "stride_h", "stride_w",
-    "dilation", "groups", "last", "bytes_moved", "roofline_us", "intensity", "flops_time", "output_tiles", "group_width",
+    "dilation", "groups", "last", "bytes_moved", "roofline_us", "intensity", "flops_time", "output_tiles",
+    "group_width",
 )  # fmt: skip
 _FLAG_COLUMNS = (
     "is_view", "in_place", "transposed", "depthwise", "pointwise", "tensor_cores", "m_div8", "n_div8", "k_div8",

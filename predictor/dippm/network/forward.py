@@ -28,7 +28,10 @@ def forward(
     blocks: int,
     with_edges: bool = True,
 ) -> tuple[Array, Array]:
-    """One graph: standardised [n, node columns], [n], [2, e] sorted by destination, [static columns] -> ([n, operator columns], [graph columns])."""
+    """One graph: ([n, operator columns], [graph columns]).
+
+    Nodes [n, node columns] and statics [static columns] are standardised, kinds [n], edges [2, e] sorted by destination.
+    """
     x = np.concatenate([nodes, weights["kinds.weight"][kinds]], axis=1)
     embedded = _embed(weights, x, edges if with_edges else edges[:, :0], blocks)
     hidden = _dense(weights, "operator_block", np.concatenate([embedded, x], axis=1))
@@ -42,7 +45,8 @@ def forward(
 
 def standardise(x: Array, mean: Array, scale: Array) -> Array:
     """(x - mean) / scale, cut off at `INPUT_LIMIT`."""
-    return np.clip((x - mean) / scale, -INPUT_LIMIT, INPUT_LIMIT)
+    clipped: Array = np.clip((x - mean) / scale, -INPUT_LIMIT, INPUT_LIMIT)
+    return clipped
 
 
 def _embed(weights: Weights, x: Array, edges: npt.NDArray[np.int64], blocks: int) -> Array:
@@ -69,7 +73,8 @@ def neighbour_mean(x: Array, edges: npt.NDArray[np.int64]) -> Array:
 
 
 def _dense(weights: Weights, name: str, x: Array) -> Array:
-    return np.maximum(_layer_norm(weights, f"{name}.norm", _linear(weights, f"{name}.linear", x)), 0.0)
+    y: Array = np.maximum(_layer_norm(weights, f"{name}.norm", _linear(weights, f"{name}.linear", x)), 0.0)
+    return y
 
 
 def _linear(weights: Weights, name: str, x: Array) -> Array:

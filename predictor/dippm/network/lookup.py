@@ -42,9 +42,7 @@ EMPTY = Table(
 
 def operator_keys(graph: ModelGraph, case: Case) -> npt.NDArray[np.uint64]:
     """Key of each operator, [n]: signature, precision (it decides TF32) and whether gradients are recorded."""
-    return np.array(
-        [key(signature(graph, index), case) for index in range(len(graph.operators))], dtype=np.uint64
-    )
+    return np.array([key(signature(graph, index), case) for index in range(len(graph.operators))], dtype=np.uint64)
 
 
 def key(text: str, case: Case) -> int:

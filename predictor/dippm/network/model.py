@@ -11,6 +11,7 @@ forward pass in NumPy (`dippm.network.forward`), and a test holds the two togeth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -82,15 +83,11 @@ class PMGNS(nn.Module):
         width_in = len(NODE_COLUMNS) + hyper.kind_width
         self.kinds = nn.Embedding(len(KINDS), hyper.kind_width)
         widths = [width_in, *[hyper.hidden] * hyper.blocks]
-        self.sage = nn.ModuleList(
-            SAGEBlock(a, b, hyper.dropout) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.sage = nn.ModuleList(SAGEBlock(a, b, hyper.dropout) for a, b in pairwise(widths))
         self.operator_block = DenseBlock(hyper.hidden + width_in, hyper.head, hyper.dropout)
         self.operator_out = nn.Linear(hyper.head, len(OPERATOR_COLUMNS))
         widths = [hyper.hidden + len(STATIC_COLUMNS), *[hyper.hidden] * hyper.blocks]
-        self.dense = nn.ModuleList(
-            DenseBlock(a, b, hyper.dropout) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.dense = nn.ModuleList(DenseBlock(a, b, hyper.dropout) for a, b in pairwise(widths))
         self.graph_out = nn.Linear(hyper.hidden, len(GRAPH_COLUMNS))
         nn.init.zeros_(self.graph_out.weight)
         nn.init.zeros_(self.graph_out.bias)
@@ -98,12 +95,15 @@ class PMGNS(nn.Module):
     def forward(
         self, nodes: Tensor, kinds: Tensor, edges: Tensor, statics: Tensor, graph_of: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Standardised [n, node columns], [n], [2, e], [g, static columns], [n] -> ([n, operator columns], [g, graph columns])."""
+        """Some graphs put together: ([n, operator columns], [g, graph columns]).
+
+        Nodes [n, node columns] and statics [g, static columns] are standardised; kinds [n], edges [2, e], graph_of [n].
+        """
         x, embedded = self.embed(nodes, kinds, edges)
         return self.operators(x, embedded), self.graphs(embedded, statics, graph_of)
 
     def embed(self, nodes: Tensor, kinds: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs joined with the kind's embedding [n, width_in], and what the GraphSAGE blocks make of them [n, hidden]."""
+        """Inputs joined with the kind's embedding [n, width_in], and what the blocks make of them [n, hidden]."""
         x = torch.cat([nodes, self.kinds(kinds)], dim=1)
         embedded = x
         for block in self.sage:

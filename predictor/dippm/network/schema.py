@@ -16,7 +16,7 @@ UNITS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-class BundleMismatch(ValueError):
+class BundleMismatchError(ValueError):
     """The bundle was made for other columns, classes or another vocabulary than this code has."""
 
 
@@ -59,10 +59,10 @@ class Schema:
 
     @classmethod
     def from_json(cls, text: str) -> Schema:
-        """Inverse of `to_json`; raises BundleMismatch where this code could not read the weights rightly."""
+        """Inverse of `to_json`; raises BundleMismatchError where this code could not read the weights rightly."""
         body = json.loads(text)
         if body.get("format") != FORMAT:
-            raise BundleMismatch("this safetensors file is no dippm bundle")
+            raise BundleMismatchError("this safetensors file is no dippm bundle")
         for key, value in body.items():
             if isinstance(value, list):
                 body[key] = tuple(value)
@@ -75,5 +75,5 @@ class Schema:
             ("vocabulary_version", vocabulary.VERSION),
         ):
             if getattr(schema, name) != ours:
-                raise BundleMismatch(f"the bundle's {name} is not this version's: train it again with dippm train")
+                raise BundleMismatchError(f"the bundle's {name} is not this version's: train it again with dippm train")
         return schema

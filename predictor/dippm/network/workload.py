@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, ValueKind
 
-CONVOLUTIONS = frozenset(
-    {"conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose"}
-)
+CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose"})
 PRODUCTS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
 RECURRENT = frozenset({"lstm", "gru", "rnn"})
 ATTENTION = "scaled_dot_product_attention"

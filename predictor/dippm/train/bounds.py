@@ -16,9 +16,7 @@ UNCALIBRATED_FACTOR = 1.25
 """Where too little was measured to say anything: a quarter on top, with no risk stated."""
 
 
-def bounds_of(
-    data: Prepared, unseen: Sequence[Composition], known: Sequence[Composition]
-) -> dict[str, dict[str, Any]]:
+def bounds_of(data: Prepared, unseen: Sequence[Composition], known: Sequence[Composition]) -> dict[str, dict[str, Any]]:
     """Bounds by target from compositions of every case: held back by architecture, and with all operators looked up.
 
     A case whose target was not measured is left out of that target's scores.

@@ -55,9 +55,7 @@ class CrossFit:
     def corrected(self, index: int) -> Composition:
         """The held-back prediction of one case, graph level included."""
         held = self.held[index]
-        estimates = with_residuals(
-            held.estimates, self.predicted[index], self.shrink(without=int(self.fold_of[index]))
-        )
+        estimates = with_residuals(held.estimates, self.predicted[index], self.shrink(without=int(self.fold_of[index])))
         return correct(held.composed, estimates)
 
 
@@ -102,7 +100,7 @@ def final_bundle(data: Prepared, work: Path, fit: CrossFit, described: Mapping[s
         costs,
         data.device,
         graph_shrink=fit.shrink(),
-        bounds=bounds_of(data, [fit.corrected(g) for g in every], [h.composed for h in known]),
+        bounds=bounds_of(data, list(predictions_of(data, fit)), [h.composed for h in known]),
         statistics=statistics_of(data.cases),
         trained_on=described,
     )

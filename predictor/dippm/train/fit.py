@@ -92,9 +92,7 @@ def table_of(corpus: Corpus, of: Index) -> lookup.Table:
     )  # type: ignore[arg-type]
 
 
-def assemble(
-    model: PMGNS, scales: Scales, table: lookup.Table, costs: Costs, device: str, **described: Any
-) -> Bundle:
+def assemble(model: PMGNS, scales: Scales, table: lookup.Table, costs: Costs, device: str, **described: Any) -> Bundle:
     """A bundle without graph level and bounds, unless `described` brings them."""
     schema = Schema(
         device=device,

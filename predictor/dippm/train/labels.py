@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from dippm.train.corpus import Example
 
 TARGETS: tuple[str, ...] = (
-    "allocated_bytes", "activations_bytes", "reserved_bytes", "min_cap_bytes", "device_ms", "host_ms", "latency_ms", "energy_j"
+    "allocated_bytes", "activations_bytes", "reserved_bytes", "min_cap_bytes", "device_ms", "host_ms", "latency_ms",
+    "energy_j",
 )  # fmt: skip
 """Names shared by `CaseLabels` and `dippm.network.compose.Composition`."""
 

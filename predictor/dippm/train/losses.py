@@ -41,7 +41,9 @@ def operator_losses(columns: Tensor, target: OperatorTargets) -> dict[str, Tenso
     log_time = target.log_roofline + columns[:, TIME]
     share = _time_share(target, runs)
     residual = log_time[runs] - torch.log(target.kernel_us[runs])
-    time = (huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=0.3) * share).sum() / share.sum().clamp(min=1)
+    time = (
+        huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=0.3) * share
+    ).sum() / share.sum().clamp(min=1)
     counts = torch.log(target.kernels[runs].float())
     return {
         "time": time,

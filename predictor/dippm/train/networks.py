@@ -64,7 +64,7 @@ def run(
     start: tuple[PMGNS, Scales] | None = None,
     report: Report | None = None,
 ) -> None:
-    """Train the named networks that `work` does not hold yet; each is kept as it is done, and resumes where it stopped."""
+    """Train the named networks that `work` does not hold yet; one that was stopped resumes at its last epoch."""
     fold_of = folds(corpus.groups.tolist())
     for name in names:
         target = work / f"{name}.pt"

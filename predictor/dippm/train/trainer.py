@@ -67,9 +67,7 @@ class DeviceCorpus:
     def __init__(self, corpus: Corpus, scales: Scales, device: torch.device) -> None:
         self.corpus, self.device = corpus, device
         self.rows = torch.from_numpy(standardise(corpus.rows, scales.node_mean, scales.node_scale)).to(device)
-        self.statics = torch.from_numpy(
-            standardise(corpus.statics, scales.static_mean, scales.static_scale)
-        ).to(device)
+        self.statics = torch.from_numpy(standardise(corpus.statics, scales.static_mean, scales.static_scale)).to(device)
         self.row_of = torch.from_numpy(corpus.row_of.astype(np.int64)).to(device)
         self.kinds = torch.from_numpy(corpus.kinds.astype(np.int64)).to(device)
         self.edges = torch.from_numpy(corpus.edges.astype(np.int64)).to(device)
@@ -177,7 +175,9 @@ def train(
     return model.eval(), scales
 
 
-def predict_operators(model: PMGNS, corpus: Corpus, scales: Scales, cases: npt.NDArray[np.int64], *, device: str = "cpu") -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+def predict_operators(
+    model: PMGNS, corpus: Corpus, scales: Scales, cases: npt.NDArray[np.int64], *, device: str = "cpu"
+) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
     """Operator columns of each case, and the pooled embedding of each case [cases, hidden]."""
     data = DeviceCorpus(corpus, scales, torch.device(device))
     model = model.eval().to(device)
@@ -201,7 +201,14 @@ def _identity(hyper: Hyperparameters, settings: Settings) -> dict[str, Any]:
     return {"hyper": asdict(hyper), "settings": asdict(settings)}
 
 
-def _keep(checkpoint: Path | None, model: PMGNS, optimizer: torch.optim.Optimizer, hyper: Hyperparameters, settings: Settings, done: int) -> None:
+def _keep(
+    checkpoint: Path | None,
+    model: PMGNS,
+    optimizer: torch.optim.Optimizer,
+    hyper: Hyperparameters,
+    settings: Settings,
+    done: int,
+) -> None:
     if checkpoint is None:
         return
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +220,9 @@ def _keep(checkpoint: Path | None, model: PMGNS, optimizer: torch.optim.Optimize
     partial.replace(checkpoint)
 
 
-def _resume(checkpoint: Path | None, model: PMGNS, optimizer: torch.optim.Optimizer, hyper: Hyperparameters, settings: Settings) -> int:
+def _resume(
+    checkpoint: Path | None, model: PMGNS, optimizer: torch.optim.Optimizer, hyper: Hyperparameters, settings: Settings
+) -> int:
     """Epochs already done; a checkpoint of other settings is left aside."""
     if checkpoint is None or not checkpoint.exists():
         return 0
