@@ -31,7 +31,7 @@ _NAME = re.compile(
 _LABEL = re.compile(
     re.escape(RESOURCE_PREFIX) + r"(?P<profile>.+)\.(?P<what>memory|slices\.gi|multiprocessors|product)"
 )
-_MIG_PRODUCT = re.compile(r"(?P<product>.+)-MIG-(?P<profile>.+)")
+_MIG_PRODUCT = re.compile(r"(?P<product>.+)-MIG-(?P<profile>.+)", re.IGNORECASE)
 _SHARED = re.compile(r"[.-]shared$", re.IGNORECASE)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dippm.errors import UnknownDevice
 from dippm.policy import Choice, Policy, Reason, candidate, choose, choose_by_paper, paper_profile
 from dippm.prediction import Candidate
 from dippm.profiles import FULL_GPU, known_devices, resolve_device, size_order
-from hypothesis import given
-from hypothesis import strategies as st
 
 DEVICES = st.sampled_from(sorted(known_devices()))
 MIB = st.floats(min_value=0, max_value=400_000, allow_nan=False)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from dippm.errors import UnknownDevice, UnknownProfile
 from dippm.profiles import (
     FULL_GPU,
