@@ -32,7 +32,7 @@ _RULES: Mapping[str, list[dict[str, str]]] = {
     "": [
         {
             "rule": f"self.metadata.name.size() <= {NAME_LIMIT}",
-            "message": f"metadata.name must have at most {NAME_LIMIT} characters: it becomes a label and the name of a Job",
+            "message": f"metadata.name has more than {NAME_LIMIT} characters: it becomes a label and the name of a Job",
         },
     ],
     "spec": [
@@ -70,7 +70,7 @@ def custom_resource_definition() -> dict[str, Any]:
     """The CRD as `kubectl apply` takes it."""
     schema = {
         "type": "object",
-        "description": "A model and how it is run: the operator predicts what it needs and puts the MIG slice on its pods.",
+        "description": "A model and how it is run: what it needs is predicted, and its pods get that MIG slice.",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},

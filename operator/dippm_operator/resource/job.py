@@ -80,7 +80,9 @@ def parse_inference_job(body: Mapping[str, Any], *, strict: bool = True) -> Infe
             f"at most {NAME_LIMIT} are allowed, because it becomes a label and the name of a Job."
         )
     if not isinstance(body.get("spec"), Mapping):
-        raise ManifestError(f"{named}: spec is missing; it must at least have model, batchSize and template or targetRef.")
+        raise ManifestError(
+            f"{named}: spec is missing; it must at least have model, batchSize and template or targetRef."
+        )
     try:
         return InferenceJob(
             metadata=Metadata.model_validate({k: v for k, v in metadata.items() if v is not None}, extra="ignore"),

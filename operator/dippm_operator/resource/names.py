@@ -27,16 +27,12 @@ DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
 NAME_LIMIT = 52
 """Longest InferenceJob name: it becomes a label value (63) and, with `-` and a hash of 10, the name of a Job (63)."""
 
-GPU_RESOURCE = "nvidia.com/gpu"
-MIG_RESOURCE_PREFIX = "nvidia.com/mig-"
 GPU_TAINT = "nvidia.com/gpu"
 """Key of the taint that the GPU Operator's users put on GPU nodes."""
 
-PROFILE_PATTERN = r"^[1-9][0-9]*g\.[1-9][0-9]*gb([+.-][a-z]+)*$"
-"""A MIG profile as `nvidia-smi` spells it: `1g.5gb`, `1g.10gb+me`, `1g.5gb-me`."""
+PROFILE_PATTERN = r"^[1-9][0-9]*g\.[1-9][0-9]*gb([+-][a-z0-9]+(\.all)?)*$"
+"""A MIG profile as `nvidia-smi` spells it: `1g.5gb`, `1g.10gb+me`, `1g.5gb-me`; no compute instances."""
 NO_PROFILE = "None"
 """`status.recommendation.profile` where no profile fits."""
-FULL_GPU_PROFILE = "full"
-"""`status.recommendation.profile` where the whole GPU is taken (`policy.allowFullGPU`)."""
 URI_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", "pvc", "file")
 """Schemes of `spec.model.uri`, spelled as KServe spells them."""

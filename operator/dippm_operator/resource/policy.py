@@ -89,7 +89,7 @@ class Policy(Part):
     allow_full_gpu: Flag = Field(default=False, alias="allowFullGPU")
     """Take a whole GPU (nvidia.com/gpu) when no profile fits."""
     allocator: AllocatorPolicy = AllocatorPolicy.AS_IS
-    """Expandable sets PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True on the container, unless it sets its own, and sizes for it."""
+    """Expandable sets expandable_segments:True on the container, never over its own value, and sizes for it."""
     existing_request: ExistingRequest = ExistingRequest.KEEP
     """Replace takes the place of the one GPU that the container already asks for; Keep leaves it alone."""
     allocation: Allocation = Allocation.DEVICE_PLUGIN

@@ -41,9 +41,7 @@ class Condition(Part):
     """The metadata.generation that it was set for."""
     last_transition_time: Annotated[str, Field(json_schema_extra=TIME)]
     """When status last changed."""
-    reason: Annotated[
-        str, Field(min_length=1, max_length=1024, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
-    ]
+    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
     """One CamelCase word."""
     message: Annotated[str, Field(max_length=32768)] = ""
     """One sentence for people."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dippm_operator.resource.names import DEFAULT_CONTAINER_ANNOTATION, GPU_RESOURCE, MIG_RESOURCE_PREFIX
+from dippm.profiles import FULL_GPU_RESOURCE, RESOURCE_PREFIX
+from dippm_operator.resource.names import DEFAULT_CONTAINER_ANNOTATION
 
 Json = Mapping[str, Any]
 
@@ -16,10 +17,7 @@ DAS_RESOURCE_PREFIX = "mig.das.com/"
 
 def is_gpu_resource(name: str) -> bool:
     """Whether an extended resource is an NVIDIA GPU, a slice of one, or a shared one."""
-    return (
-        name == GPU_RESOURCE
-        or name.startswith((GPU_RESOURCE + ".", MIG_RESOURCE_PREFIX, DAS_RESOURCE_PREFIX))
-    )  # fmt: skip
+    return name == FULL_GPU_RESOURCE or name.startswith((FULL_GPU_RESOURCE + ".", RESOURCE_PREFIX, DAS_RESOURCE_PREFIX))
 
 
 def gpu_requests(container: Json) -> dict[str, str]:

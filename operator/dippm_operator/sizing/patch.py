@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dippm.profiles import resource_name
 from dippm_operator.resource import (
     Allocation,
     AllocatorPolicy,
@@ -17,11 +18,8 @@ from dippm_operator.resource import (
     Recommendation,
 )
 from dippm_operator.resource.names import (
-    FULL_GPU_PROFILE,
-    GPU_RESOURCE,
     GPU_TAINT,
     INJECT_ANNOTATION,
-    MIG_RESOURCE_PREFIX,
     SIZING_ANNOTATION,
 )
 from dippm_operator.sizing.container import Json, choose_container, gpu_requests
@@ -50,13 +48,6 @@ class PodSizing:
     def sized(self) -> bool:
         """Whether the pod, patched, carries the slice that was chosen by us."""
         return self.reason in ("Sized", "AlreadySized")
-
-
-def resource_name(profile: str) -> str:
-    """The device plugin's extended resource of a profile: `1g.5gb+me` is `nvidia.com/mig-1g.5gb.me`."""
-    if profile == FULL_GPU_PROFILE:
-        return GPU_RESOURCE
-    return MIG_RESOURCE_PREFIX + profile.replace("+", ".")
 
 
 def slice_for(job: InferenceJob) -> Recommendation | None:
@@ -134,7 +125,7 @@ def sizing_record(pod: Json) -> Mapping[str, Any]:
 def _obstacle(
     pod: Json, index: int, name: str, resource: str, job: InferenceJob, quota_resources: Collection[str]
 ) -> tuple[str, ...] | None:
-    """(reason, warning...) why the GPU that the container already names keeps it from being sized; None if nothing does."""
+    """(reason, warning...) why the GPU that the container already names keeps it from being sized, else None."""
     containers = pod["spec"]["containers"]
     named = gpu_requests(containers[index])
     record = sizing_record(pod)
@@ -159,7 +150,7 @@ def _obstacle(
     if others:
         return (
             "ReplaceRefused",
-            f"policy.existingRequest: Replace needs one GPU in one container, but {', '.join(others)} asks for one too; "
+            f"policy.existingRequest: Replace needs one GPU in one container, but {', '.join(others)} asks for one; "
             "the pod stays as it is",
         )
     if len(named) != 1 or set(named.values()) != {"1"}:

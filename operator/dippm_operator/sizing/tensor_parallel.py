@@ -1,4 +1,4 @@
-"""Does a container's command ask for tensor parallelism? A MIG slice is one device: two of them are not a bigger one."""
+"""Does a container ask for tensor parallelism? A MIG slice is one device: two of them are not a bigger one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def tensor_parallel_size(container: Mapping[str, Any]) -> int:
     for section in ("command", "args"):
         for argument in container.get(section) or []:
             words += str(argument).split()  # `sh -c "vllm serve ... -tp 2"` is one argument
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag in _FLAGS:
             number = value if equals else following
