@@ -25,10 +25,13 @@ VALUES = HERE / "dippm" / "values.yaml"
 VALUES_SCHEMA = HERE / "dippm" / "values.schema.json"
 
 OPEN_OBJECTS = frozenset(
-    {"nodeSelector", "affinity", "podAnnotations", "annotations", "resources", "issuerRef", "declaredProfiles"}
+    {"nodeSelector", "affinity", "podAnnotations", "annotations", "resources", "issuerRef", "declaredProfiles", "labels"}
 )
 """Values whose keys are the user's own; everywhere else an unknown key is a spelling mistake and refused."""
-ENUMS = {"pullPolicy": ["Always", "IfNotPresent", "Never"]}
+ENUMS = {
+    "pullPolicy": ["Always", "IfNotPresent", "Never"],
+    "logLevel": ["debug", "info", "warning", "error"],
+}
 
 
 def crd_template() -> str:

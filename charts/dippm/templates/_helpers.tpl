@@ -1,5 +1,5 @@
 {{- define "dippm.fullname" -}}
-{{- if contains "dippm" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-dippm" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- if contains "dippm" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-dippm" (.Release.Name | trunc 34 | trimSuffix "-") }}{{ end }}
 {{- end }}
 
 {{- define "dippm.labels" -}}
@@ -18,7 +18,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{- define "dippm.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{- define "dippm.webhookService" -}}
@@ -33,7 +33,47 @@ app.kubernetes.io/component: {{ .component }}
 {{- define "dippm.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
-runAsNonRoot: true
 capabilities: {drop: [ALL]}
-seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- /* The part of a pod's spec that does not depend on what it runs. Call with (dict "root" . "values" .Values.webhook). */ -}}
+{{- define "dippm.podCommon" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile: {type: RuntimeDefault}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "dippm.operatorArgs" -}}
+- --namespace={{ .Release.Namespace }}
+- --lease={{ include "dippm.fullname" . }}-operator
+- --health-port=8080
+- --metrics-port=8081
+- --cache=/var/cache/dippm
+- --max-artifact-bytes={{ int64 .Values.operator.maxArtifactBytes }}
+- --default-device={{ .Values.operator.defaultDevice }}
+- --webhook-service={{ include "dippm.webhookService" . }}
+- --webhook-configuration={{ include "dippm.fullname" . }}
+- --certificate-secret={{ include "dippm.certificateSecret" . }}
+- --certificates={{ .Values.certificates.provider }}
+- --log-level={{ .Values.logLevel }}
+{{- end }}
+
+{{- define "dippm.podEnvironment" -}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
 {{- end }}
