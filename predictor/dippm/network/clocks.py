@@ -20,7 +20,8 @@ def latency_ms(
 ) -> float:
     """Time until the last kernel is done, ms.
 
-    Each operator's kernels start when the host has enqueued it and the device is free. The host may run ahead of the device without limit, as it does on a stream.
+    Each operator's kernels start when the host has enqueued it and the device is free. The host may run ahead of the
+    device without limit, as it does on a stream.
     """
     host, device = host_pass_us, 0.0
     for dispatch, busy, count in zip(host_us, kernel_us, kernels, strict=True):

@@ -30,7 +30,8 @@ def forward(
 ) -> tuple[Array, Array]:
     """One graph: ([n, operator columns], [graph columns]).
 
-    Nodes [n, node columns] and statics [static columns] are standardised, kinds [n], edges [2, e] sorted by destination.
+    Nodes [n, node columns] and statics [static columns] are standardised; kinds [n]; edges [2, e] are sorted
+    by destination.
     """
     x = np.concatenate([nodes, weights["kinds.weight"][kinds]], axis=1)
     embedded = _embed(weights, x, edges if with_edges else edges[:, :0], blocks)
@@ -85,4 +86,7 @@ def _layer_norm(weights: Weights, name: str, x: Array) -> Array:
     mean = x.mean(axis=-1, keepdims=True)
     centred = x - mean
     variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + LAYER_NORM_EPSILON) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    y: Array = centred / np.sqrt(variance + LAYER_NORM_EPSILON)
+    y *= weights[f"{name}.weight"]
+    y += weights[f"{name}.bias"]
+    return y

@@ -10,16 +10,21 @@ forward pass in NumPy (`dippm.network.forward`), and a test holds the two togeth
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import SAGEConv, global_mean_pool
 
 from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS
 from dippm.network.workspace import CLASSES
 from dippm.vocabulary import KINDS
+
+with warnings.catch_warnings():
+    # PyTorch Geometric 2.8 calls the deprecated torch.jit.script while it is imported.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torch_geometric.nn import SAGEConv, global_mean_pool
 
 OPERATOR_COLUMNS: tuple[str, ...] = (
     "log_time_residual", "kernels_logit", "log_kernels", "workspace_log_ratio", *(f"workspace:{c}" for c in CLASSES)

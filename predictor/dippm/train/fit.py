@@ -89,7 +89,7 @@ def table_of(corpus: Corpus, of: Index) -> lookup.Table:
     nodes = nodes[corpus.workspace_bytes[nodes] >= 0]
     return lookup.build(
         corpus.keys[nodes].tolist(), corpus.workspace_bytes[nodes], corpus.kernel_us[nodes], corpus.kernels[nodes]
-    )  # type: ignore[arg-type]
+    )
 
 
 def assemble(model: PMGNS, scales: Scales, table: lookup.Table, costs: Costs, device: str, **described: Any) -> Bundle:

@@ -46,7 +46,7 @@ def train_graph_level(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     model.train()
     for _ in range(epochs):
-        for index in torch.randperm(len(inputs)).split(128):
+        for index in torch.split(torch.randperm(len(inputs)), 128):
             loss = _masked(_fully_connected(model, inputs[index]), target[index], known[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ Works from a corpus file alone, so it can be carried to a GPU: `python -m dippm.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def run(
         if target.exists():
             continue
         checkpoint = work / f"{name}.checkpoint"
-        model, scales = start if start is not None else (None, None)
+        model, scales = (copy.deepcopy(start[0]), start[1]) if start is not None else (None, None)
         model, scales = train(
             corpus, cases_of(Job.named(name), fold_of), hyper, settings, device=device, checkpoint=checkpoint,
             start=model, scales=scales, report=None if report is None else _for(name, report),
