@@ -32,6 +32,8 @@ class Workload:
     """Activations read."""
     bytes_out: int
     """Results that own their storage."""
+    bytes_written: int
+    """Results, in-place ones included; 0 for a view."""
     bytes_weight: int
     """Weights, buffers and constants read."""
     elements_in: int
@@ -65,10 +67,7 @@ class Workload:
     @property
     def bytes_moved(self) -> int:
         """Bytes that must cross the memory interface at least once."""
-        if self.is_view:
-            return 0
-        written = self.bytes_out if self.bytes_out or not self.in_place else self.bytes_in
-        return self.bytes_in + self.bytes_weight + written
+        return 0 if self.is_view else self.bytes_in + self.bytes_weight + self.bytes_written
 
 
 def workloads(graph: ModelGraph) -> tuple[Workload, ...]:
@@ -104,6 +103,7 @@ def _workload(graph: ModelGraph, operator: Operator) -> Workload:
         macs=macs,
         bytes_in=bytes_in,
         bytes_out=sum(s.nbytes for s in owned),
+        bytes_written=0 if views else sum(s.nbytes for s in outputs),
         bytes_weight=sum(s.nbytes for s in weights),
         elements_in=sum(s.numel for s in activations),
         elements_out=sum(s.numel for s in outputs),
