@@ -12,12 +12,12 @@ and outlive the pass; its outputs live until the pass is over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dippm.case import Runtime
 from dippm.graph import ModelGraph, ValueKind
-from dippm.replay.statements import Frame, frames
+from dippm.replay.statements import Frame, Statement, frames
 
 _RETURNS_ITS_INPUT = frozenset({"dropout", "identity"})
 """Kinds that in evaluation return the very tensor that they were given, whatever the exported graph says."""
@@ -76,7 +76,11 @@ def lifetimes(graph: ModelGraph, runtime: Runtime) -> Lifetimes:
             if owner[value] in born:
                 until[owner[value]] = index
     if runtime is Runtime.EAGER:
-        for storage, end in _held_by_python(graph, owner, born).items():
+        holds = _Holds(graph, owner, born, dict(until))
+        for call in _activations(graph):
+            holds.arguments(call)
+            holds.locals(call)
+        for storage, end in holds.until.items():
             until[storage] = max(until[storage], end)
     kept = tuple(dict.fromkeys(owner[value] for value in graph.outputs if owner[value] in born))
     allocated: list[list[int]] = [[] for _ in graph.operators]
@@ -92,28 +96,13 @@ def lifetimes(graph: ModelGraph, runtime: Runtime) -> Lifetimes:
 class _Activation:
     """One call of a module: a run of operators, and the line of its `forward` that each was reached from."""
 
+    depth: int
     start: int
     lines: list[Frame | None] = field(default_factory=list)
 
     @property
     def end(self) -> int:
         return self.start + len(self.lines) - 1
-
-
-def _held_by_python(graph: ModelGraph, owner: tuple[int, ...], born: Mapping[int, int]) -> dict[int, int]:
-    """Per storage the last operator during which arguments or local names of eager Python hold it."""
-    held: dict[int, int] = {}
-    for call in _activations(graph):
-        reads, results = [], []
-        for index in range(call.start, call.end + 1):
-            operator = graph.operators[index]
-            reads.append([s for v in operator.inputs if (s := owner[v]) in born])
-            results.append([s for v in operator.outputs if (s := owner[v]) in born])
-        for storage in {s for ids in reads for s in ids if born[s] < call.start}:
-            held[storage] = max(held.get(storage, -1), call.end)
-        for storage, end in _held_by_names(call, reads, results, born).items():
-            held[storage] = max(held.get(storage, -1), end)
-    return held
 
 
 def _activations(graph: ModelGraph) -> list[_Activation]:
@@ -127,74 +116,133 @@ def _activations(graph: ModelGraph) -> list[_Activation]:
             depth += 1
         del opened[depth:]
         for path in scope[depth:]:
-            call = _Activation(index)
+            call = _Activation(len(opened), index)
             calls.append(call)
             opened.append((path, call))
-        lines: tuple[Frame | None, ...] = frames(operator.source)
-        if len(lines) != len(scope):
-            lines = (None,) * (len(scope) - 1) + lines[-1:]
-        for (_, call), line in zip(opened, lines, strict=False):
-            call.lines.append(line)
-        for _, call in opened[len(lines) :]:
-            call.lines.append(None)
+        lines = frames(operator.source)
+        for level, (_, call) in enumerate(opened):
+            call.lines.append(lines[level] if level < len(lines) else None)
     return calls
 
 
-def _held_by_names(
-    call: _Activation, reads: list[list[int]], results: list[list[int]], born: Mapping[int, int]
-) -> dict[int, int]:
-    """Storages that local names of one activation hold, each with the last operator during which they do.
+class _Holds:
+    """What eager Python holds, found call by call."""
 
-    Steps, for each run of operators reached from one line:
-    1. Storages that come from before the line and that no known name holds are held by the names read that hold
-       none of what was read: an assignment without an operator (`shortcut = x`) or a list (`outs.append(x)`) bound
-       them. What a line without a target put out is a temporary of a longer statement and is bound by nothing.
-    2. When the line is done its targets are bound to what its last operator put out; what they held is let go.
-    3. When the activation ends all names go.
-    """
-    held: dict[int, int] = {}
-    names: dict[str, frozenset[int]] = {}
-    temporaries: set[int] = set()
+    def __init__(self, graph: ModelGraph, owner: tuple[int, ...], born: Mapping[int, int], used: Mapping[int, int]):
+        self.graph = graph
+        self.born = born
+        """Per storage the operator that allocates it."""
+        self.used = used
+        """Per storage the last operator that reads it."""
+        self.until: dict[int, int] = {}
+        """Per storage the last operator during which Python holds it."""
+        self.reads = [tuple(s for v in o.inputs if (s := owner[v]) in born) for o in graph.operators]
+        self.results = [tuple(s for v in o.outputs if (s := owner[v]) in born) for o in graph.operators]
 
-    def release(name: str, end: int) -> None:
-        for storage in names.pop(name, ()):
-            held[storage] = max(held.get(storage, -1), end)
+    def hold(self, storages: Iterable[int], end: int) -> None:
+        for storage in storages:
+            if self.until.get(storage, -1) < end:
+                self.until[storage] = end
 
+    def read_from_before(self, begin: int, end: int) -> set[int]:
+        """Storages that the operators `begin` to `end` read and that were there before."""
+        return {s for index in range(begin, end + 1) for s in self.reads[index] if self.born[s] < begin}
+
+    def arguments(self, call: _Activation) -> None:
+        """Rule 1: what a module is given from outside lives until it returns."""
+        self.hold(self.read_from_before(call.start, call.end), call.end)
+
+    def locals(self, call: _Activation) -> None:
+        """Rule 2, line by line:
+
+        1. Storages that come from before the line and that no known name holds are held by the names read that hold
+           none of what was read: an assignment without an operator (`shortcut = x`) or a list (`outs.append(x)`)
+           bound them. What a line without a target put out is part of a longer statement: nothing binds it.
+        2. When the line is done its targets are bound to what its last operator put out and to whatever else of it
+           is still to be read; what they held is let go.
+        3. When the call returns all names go.
+        """
+        names: dict[str, frozenset[int]] = {}
+        lists: set[str] = set()
+        temporaries: set[int] = set()
+        for begin, end, statement in _statements(call):
+            read = self.read_from_before(begin, end)
+            unknown = read.difference(temporaries, *names.values())
+            if unknown:
+                for name in statement.reads:
+                    if name in lists:
+                        names[name] |= unknown
+                    elif not names.get(name, frozenset()) & read:
+                        names[name] = frozenset(unknown)
+            self.helper(call, begin, end, statement)
+            put_out = frozenset(self.results[end]) | {
+                s for index in range(begin, end) for s in self.results[index] if self.born[s] >= begin and self.used[s] > end
+            }
+            if statement.targets:
+                for name, value in _bind(statement.targets, put_out, self.results[end]).items():
+                    self.hold(names.get(name, ()), end)
+                    names[name] = value
+                    lists.discard(name)
+                temporaries.clear()
+            elif statement.grows:
+                names[statement.grows] = names.get(statement.grows, frozenset()) | put_out
+                lists.add(statement.grows)
+            else:
+                temporaries |= put_out
+        for value in names.values():
+            self.hold(value, call.end)
+
+    def helper(self, call: _Activation, begin: int, end: int, statement: Statement) -> None:
+        """Locals of a method that a `forward` calls: its frames are not recorded, so its lines are unknown.
+
+        More operators than the line itself accounts for ran under a method that is no child module. What its
+        operators read and put out is taken to be named there, and so to live until the last of them; but where the
+        last reader of a tensor puts out one of the same shape, the name is taken to be bound again (`x = pad(x)`).
+        """
+        if not call.depth or not statement.methods:
+            return
+        operators = self.graph.operators
+        direct = [i for i in range(begin, end + 1) if len(operators[i].scope) == call.depth + 1]
+        if len(direct) <= statement.operations:
+            return
+        children = {
+            operators[i].scope[call.depth + 1].partition("@")[0].rpartition(".")[2]
+            for i in range(begin, end + 1)
+            if len(operators[i].scope) > call.depth + 1
+        }
+        if statement.methods <= children:
+            return
+        inside = len(direct) - statement.operations
+        last = direct[inside] - 1 if inside < len(direct) else end
+        for index in direct[:inside]:
+            for storage in self.reads[index] + self.results[index]:
+                reader = self.used[storage]
+                if self.born[storage] < begin or reader not in direct or not self.same_shape(storage, reader):
+                    self.hold((storage,), last)
+
+    def same_shape(self, storage: int, reader: int) -> bool:
+        """Whether the operator `reader` puts out a new tensor of the shape of `storage`."""
+        values = self.graph.values
+        return any(
+            self.born[s] == reader and values[s].spec.shape == values[storage].spec.shape for s in self.results[reader]
+        )
+
+
+def _statements(call: _Activation) -> Iterator[tuple[int, int, Statement]]:
+    """Runs of operators reached from one line: first and last operator, and the line."""
     first = 0
     while first < len(call.lines):
         line = call.lines[first]
         last = first
-        while line is not None and last + 1 < len(call.lines) and _same(call.lines[last + 1], line):
+        while line is not None and last + 1 < len(call.lines) and call.lines[last + 1] == line:
             last += 1
-        begin, end = call.start + first, call.start + last
         if line is not None:
-            used = {s for ids in reads[first : last + 1] for s in ids if born[s] < begin}
-            known = {s for ids in names.values() for s in ids}
-            unknown = frozenset(used - known - temporaries)
-            if unknown:
-                for name in line.statement.reads:
-                    if not names.get(name, frozenset()) & used:
-                        names[name] = unknown
-            if line.statement.targets:
-                for name, value in _bind(line.statement.targets, results[last]).items():
-                    release(name, end)
-                    names[name] = value
-                temporaries.clear()
-            elif grows := line.statement.grows:
-                names[grows] = names.get(grows, frozenset()) | frozenset(results[last])
-            else:
-                temporaries.update(results[last])
+            yield call.start + first, call.start + last, line.statement
         first = last + 1
-    for name in list(names):
-        release(name, call.end)
-    return held
 
 
-def _same(line: Frame | None, other: Frame) -> bool:
-    return line is not None and line.place == other.place
-
-
-def _bind(targets: tuple[str, ...], values: list[int]) -> dict[str, frozenset[int]]:
-    if len(targets) == len(values):
-        return {name: frozenset({value}) for name, value in zip(targets, values, strict=True)}
-    return dict.fromkeys(targets, frozenset(values))
+def _bind(targets: tuple[str, ...], put_out: frozenset[int], last: tuple[int, ...]) -> dict[str, frozenset[int]]:
+    """Which target holds what: one to one where the last operator put out as many, else each holds all."""
+    if len(targets) == len(last):
+        return {name: frozenset({value}) for name, value in zip(targets, last, strict=True)}
+    return dict.fromkeys(targets, put_out)

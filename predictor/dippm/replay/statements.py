@@ -15,6 +15,8 @@ from functools import lru_cache
 _FRAME = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+): ?(?P<code>.*)$")
 _ASSIGNMENT = re.compile(r"^(?P<targets>[A-Za-z_][\w\s,]*?)\s*(?::[^=]+)?[-+*/@|&]?=(?!=)(?P<value>.*)$")
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w|\s*\(|\s*=[^=])")
+_METHOD = re.compile(r"\bself\.(\w+)\(")
+_CALL = re.compile(r"(?<!self\.)(?<!\w)\w+\(|[^*]\*[^*]| [-+/@] ")
 _NO_TENSORS = frozenset({"self", "cls", "torch", "F", "nn", "math", "np", "True", "False", "None", "checkpoint"})
 _KEYWORDS = frozenset({"return", "if", "else", "for", "in", "not", "and", "or", "is", "lambda", "yield", "assert", "with"})
 
@@ -29,6 +31,10 @@ class Statement:
     """Names that it reads and that may hold tensors (callees and modules left out)."""
     grows: str = ""
     """Name of the list that it appends to (`outs.append(self.pool(x))`)."""
+    methods: frozenset[str] = frozenset()
+    """Attributes of self that it calls: child modules, and methods."""
+    operations: int = 0
+    """Operators that the line itself accounts for: arithmetic and calls that are not on self."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +47,17 @@ class Frame:
 
 
 def frames(source: str) -> tuple[Frame, ...]:
-    """The frames of `Operator.source`, outermost first: one line each, `file.py:123: x = self.relu(x)`."""
-    return tuple(frame for line in source.split("\n") if (frame := _frame(line)) is not None)
+    """The frames of `Operator.source`, outermost first (there it is innermost first), one for each module scope."""
+    if not source:
+        return ()
+    return tuple(_frame(line) for line in reversed(source.split("\n")))
 
 
 @lru_cache(maxsize=8192)
-def _frame(line: str) -> Frame | None:
+def _frame(line: str) -> Frame:
     match = _FRAME.match(line)
     if match is None:
-        return None
+        return Frame("", parse(line.strip()))
     return Frame(f"{match['file']}:{match['line']}", parse(match["code"].strip()))
 
 
@@ -82,7 +90,8 @@ def parse(code: str) -> Statement:
             pass
     if isinstance(statement, ast.AugAssign):
         reads.update(targets)
-    return Statement(tuple(targets), frozenset(reads - _NO_TENSORS), grows)
+    methods, operations = _calls(statement)
+    return Statement(tuple(targets), frozenset(reads - _NO_TENSORS), grows, methods, operations)
 
 
 def _bound(target: ast.expr) -> Iterator[str]:
@@ -110,6 +119,20 @@ def _loaded(node: ast.AST) -> Iterator[str]:
         yield from _loaded(child)
 
 
+def _calls(statement: ast.stmt) -> tuple[frozenset[str], int]:
+    methods: set[str] = set()
+    operations = 0
+    for node in ast.walk(statement):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)):
+                methods.add(name)
+            case ast.Call(func=ast.Attribute() | ast.Name()) | ast.BinOp() | ast.AugAssign():
+                operations += 1
+            case _:
+                pass
+    return frozenset(methods), operations
+
+
 def _by_pattern(code: str) -> Statement:
     match = _ASSIGNMENT.match(code)
     targets: tuple[str, ...] = ()
@@ -120,4 +143,4 @@ def _by_pattern(code: str) -> Statement:
             targets = tuple(name for name in names if name)
             value = match["value"]
     reads = frozenset(_NAME.findall(value)) - _NO_TENSORS - _KEYWORDS
-    return Statement(targets, reads)
+    return Statement(targets, reads, methods=frozenset(_METHOD.findall(code)), operations=len(_CALL.findall(code)))
