@@ -40,7 +40,8 @@ def crd_template() -> str:
     crd["metadata"].setdefault("annotations", {})["helm.sh/resource-policy"] = "keep"
     text = yaml.safe_dump(crd, sort_keys=False, width=120)
     text = text.replace("{{", "{{ `{{` }}")
-    return "# Generated from crds/ by charts/generate.py; change it there.\n" + text
+    head = "# Generated from crds/ by charts/generate.py; change it there.\n"
+    return head + "{{- if .Values.crds.enabled }}\n" + text + "{{- end }}\n"
 
 
 def comments(text: str) -> dict[tuple[str, ...], str]:
