@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
 MOST_STEPS = 8
-"""Issue, publish, mark and a full rotation with no waiting are six; more in one call means that somebody undoes them."""
+"""Issue, publish, mark and a whole rotation without waiting are six; more means that somebody undoes them."""
 LONGEST_SLEEP_SECONDS = 3600.0
 """A caBundle that somebody emptied is put back within this time."""
 

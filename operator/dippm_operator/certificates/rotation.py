@@ -56,9 +56,7 @@ class CertificateState:
         return b"".join(part.rstrip() + b"\n" for part in parts if part)
 
 
-def decide(
-    state: CertificateState, bundles: Iterable[bytes], now: datetime, settings: CertificateSettings
-) -> Step:
+def decide(state: CertificateState, bundles: Iterable[bytes], now: datetime, settings: CertificateSettings) -> Step:
     """The next step; `bundles` are the caBundles of all webhooks of the configurations that exist."""
     serving = state.serving
     if serving is None or not _usable(serving, now, settings):
@@ -96,9 +94,7 @@ def advance(state: CertificateState, step: Step, now: datetime, settings: Certif
             return replace(state, published_at=now)
         case Step.SWITCH:
             assert state.serving is not None  # decide() says SWITCH only for a served certificate
-            return CertificateState(
-                serving=state.next, previous_authority=state.serving.authority, switched_at=now
-            )
+            return CertificateState(serving=state.next, previous_authority=state.serving.authority, switched_at=now)
         case Step.RETIRE:
             return replace(state, previous_authority=b"", switched_at=None)
         case Step.PUBLISH | Step.WAIT:
@@ -132,7 +128,7 @@ def read_secret(secret: Mapping[str, Any] | None) -> CertificateState:
     return CertificateState(
         serving=serving("tls", "ca.crt"),
         next=serving("next", "next-ca.crt"),
-        previous_authority=data.get("previous-ca.crt", b""),
+        previous_authority=previous if authorities(previous := data.get("previous-ca.crt", b"")) else b"",
         published_at=_time(annotations.get(PUBLISHED_ANNOTATION)),
         switched_at=_time(annotations.get(SWITCHED_ANNOTATION)),
     )

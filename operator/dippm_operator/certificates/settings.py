@@ -37,10 +37,13 @@ class CertificateSettings:
     """How long old and new CA are both published before the certificate is switched: every API server of the cluster
     sees a changed configuration within seconds."""
     retire_after: timedelta = timedelta(hours=1)
-    """How long the old CA stays published after the switch: kubelet brings a changed Secret to the pods within minutes."""
+    """How long the old CA stays published after the switch: kubelet brings a changed Secret to the pods
+    within minutes."""
 
     @staticmethod
-    def for_service(namespace: str, service: str, *, secret: str, configuration: str, provider: str) -> CertificateSettings:
+    def for_service(
+        namespace: str, service: str, *, secret: str, configuration: str, provider: str
+    ) -> CertificateSettings:
         """The certificate of a Service in the release's namespace."""
         host = f"{service}.{namespace}.svc"
         return CertificateSettings(

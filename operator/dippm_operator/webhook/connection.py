@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from dippm.errors import ManifestError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -104,9 +105,7 @@ class Connection:
         return Connection(
             server=str(cluster["server"]).rstrip("/"),
             tls=_tls(cluster, user, path.parent),
-            token=Token(
-                fixed=user.get("token", ""), file=path.parent / token_file if token_file else None
-            ),
+            token=Token(fixed=user.get("token", ""), file=path.parent / token_file if token_file else None),
             namespace=context.get("namespace", "default"),
         )
 
