@@ -160,7 +160,7 @@ def webhook(control_plane, settings, certificates) -> Iterator[Webhook]:
             "-m",
             "dippm_operator.webhook.main",
             f"--certificates={certificates}",
-            f"--configuration={CONFIGURATION}",
+            f"--webhook-configuration={CONFIGURATION}",
             f"--kubeconfig={control_plane.kubeconfig}",
             "--host=127.0.0.1",
             f"--port={port}",

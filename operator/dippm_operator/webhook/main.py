@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code (2 with one sentence where it cannot start)."""
     settings = parse_settings(arguments)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         connection = Connection.from_environment(settings.kubeconfig)
         asyncio.run(serve(settings, connection))
@@ -65,7 +65,7 @@ async def running(settings: Settings, connection: Connection) -> AsyncIterator[R
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(connection, timeout_seconds=settings.budget_seconds))
         cache, facts = JobCache(api), FactFinder(api)
-        readiness = Readiness(cache, certificate, api, settings.configuration)
+        readiness = Readiness(cache, certificate, api, settings.webhook_configuration)
         certificate.load()
         await stack.enter_async_context(
             _background(
