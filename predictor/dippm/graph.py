@@ -116,7 +116,9 @@ class ModelGraph:
     @cached_property
     def parameter_ids(self) -> tuple[int, ...]:
         """Ids of the weights and buffers that own their storage."""
-        return tuple(i for i, v in enumerate(self.values) if v.kind is ValueKind.PARAMETER and v.alias_of is None)
+        return tuple(
+            i for i, v in enumerate(self.values) if v.kind is ValueKind.PARAMETER and v.alias_of is None
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -200,7 +202,9 @@ def _operator_to_dict(operator: Operator) -> dict[str, Any]:
         "outputs": list(operator.outputs),
     }
     if operator.attributes:
-        body["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(operator.attributes.items())}
+        body["attributes"] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in sorted(operator.attributes.items())
+        }
     for key in ("scope", "relax"):
         if items := getattr(operator, key):
             body[key] = list(items)
@@ -215,7 +219,9 @@ def _operator_from_dict(body: Mapping[str, Any]) -> Operator:
         target=body["target"],
         inputs=tuple(body["inputs"]),
         outputs=tuple(body["outputs"]),
-        attributes={k: tuple(v) if isinstance(v, list) else v for k, v in body.get("attributes", {}).items()},
+        attributes={
+            k: tuple(v) if isinstance(v, list) else v for k, v in body.get("attributes", {}).items()
+        },
         scope=tuple(body.get("scope", ())),
         source=body.get("source", ""),
         relax=tuple(body.get("relax", ())),
