@@ -43,19 +43,18 @@ def predict(
     The file is parsed in this process: whoever predicts files of strangers wants the limits of
     `dippm.frontend.child.load_graph_in_child` and `predict_graph`. Raises DippmError, one sentence for the user.
     """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise InputShapeError(f"batch must be a whole number from 1 on, not {batch!r}")
     from dippm.artifact import open_artifact
     from dippm.frontend import load_graph
 
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputShapeError(f"batch must be a whole number from 1 on, not {batch!r}")
     watch = Stopwatch()
-    product = resolve_device(device).product
     case = Case(
         batch=batch,
         precision=Precision(precision),
         runtime=Runtime(runtime),
         allocator=Allocator(allocator),
-        device=product,
+        device=resolve_device(device).product,
     )
     with watch.stage("load"):
         artifact = open_artifact(path, framework=framework)

@@ -13,9 +13,13 @@ class Command(Protocol):
     the exit code is 2.
     """
 
-    name: str
-    help: str
-    """One line for the list of commands."""
+    @property
+    def name(self) -> str:
+        """What it is called by."""
+
+    @property
+    def help(self) -> str:
+        """One line for the list of commands."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares the command's arguments; may set the parser's description and epilog."""

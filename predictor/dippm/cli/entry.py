@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str], known: Mapping[str, Command]) -> tuple[argparse.Namespace, Command]:
     """Parses the command line. Only the command that is named declares its arguments, so only its module loads."""
     name = next((a for a in arguments if not a.startswith("-")), None)
-    if name in known:
+    if name is not None and name in known:
         command = known[name]
         parser = Parser(prog=f"dippm {name}", description=_sentence(command.help), formatter_class=_Formatter)
         command.add_arguments(parser)
