@@ -189,3 +189,16 @@ def test_the_webhook_reads_and_writes_nothing(helm: helm_python.Config, control_
         ("list", "pods", elsewhere, ""),
     ):
         assert not allowed(control_plane, account, verb, resource, place, name), (verb, resource, name)
+
+
+def test_pods_pass_the_restricted_pod_security_standard(
+    helm: helm_python.Config, control_plane: Any, namespace: str
+) -> None:
+    helm.install(CHART, RELEASE, namespace=namespace)
+    enforced = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    control_plane.patch(f"/api/v1/namespaces/{namespace}", enforced)
+    for component in ("operator", "webhook"):
+        place = f"/apis/apps/v1/namespaces/{namespace}/deployments/{RELEASE}-{component}"
+        template = control_plane.get(place)["spec"]["template"]
+        pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {**template["metadata"], "name": component}}
+        assert control_plane.create(f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)["kind"] == "Pod"
