@@ -98,7 +98,7 @@ class Recommendation(Part):
     """Extended resource, e.g. nvidia.com/mig-1g.5gb; absent where no profile fits."""
     reason: Annotated[str, Field(max_length=63)]
     """One CamelCase word: why this one."""
-    tolerate_gpu_taint: Flag = Field(default=False, alias="tolerateGPUTaint")
+    tolerate_gpu_taint: Annotated[Flag, Field(alias="tolerateGPUTaint")] = False
     """Nodes that offer the slice have the taint nvidia.com/gpu: pods get a toleration for it."""
 
     @property
@@ -133,7 +133,7 @@ class WorkloadStatus(Part):
     """Name of the workload."""
     uid: str = ""
     """UID of the workload: another one of the same name is another run."""
-    run_id: str = Field(default="", alias="runID")
+    run_id: Annotated[str, Field(alias="runID")] = ""
     """The spec.runID that the Job was made for."""
     finished_at: Annotated[str | None, Field(json_schema_extra=TIME)] = None
     """When the Job finished, succeeded or failed."""
