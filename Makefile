@@ -50,7 +50,7 @@ lint: $(venv)/.dev  ## formatting, lint, types and layers
 
 generate: $(venv)/.dev  ## regenerate the CRD, the chart's copy of it, the values schema and the command line reference
 	$(bin)/python -m dippm_operator.resource.crd > crds/inferencejobs.dippm.dev.yaml
-	$(bin)/python charts/sync.py
+	$(bin)/python charts/generate.py
 
 bench: $(venv)/.dev  ## the figures that README quotes
 	$(bin)/python bench/predict.py
