@@ -121,6 +121,11 @@ class CandidateStatus(Part):
     latency_microseconds: Annotated[Int, Field(ge=0, json_schema_extra=LONG)]
     """One forward pass on this slice, microseconds."""
 
+    @property
+    def latency_ms(self) -> float:
+        """The same in milliseconds: with it, a candidate is one that `dippm.policy.choose` can look at."""
+        return self.latency_microseconds / 1_000
+
 
 class WorkloadStatus(Part):
     """The workload that carries the size."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dippm.case import Allocator, Case
-from dippm.policy import Choice, Policy, Reason, choose
+from dippm.policy import Policy, Reason, choose
 from dippm.prediction import Candidate, Prediction
+from dippm.profiles import resource_name
 from dippm_operator.resource import (
     AllocatorPolicy,
     CandidateStatus,
@@ -18,6 +19,9 @@ from dippm_operator.resource import (
 )
 from dippm_operator.resource.names import NO_PROFILE
 from dippm_operator.sizing.inventory import Inventory
+
+NO_NODES = Inventory()
+"""No cluster at hand, or one without GPU nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ class Decision:
     """What the status says about a prediction."""
 
     prediction: PredictionStatus
-    recommendation: Recommendation
     candidates: tuple[CandidateStatus, ...]
+    recommendation: Recommendation
     placeable: Verdict
 
 
@@ -65,23 +69,42 @@ def policy_of(spec: InferenceJobSpec) -> Policy:
     )
 
 
-def decide(prediction: Prediction, spec: InferenceJobSpec, inventory: Inventory = Inventory()) -> Decision:  # noqa: B008 frozen
-    """The slice for a prediction.
+def decide(prediction: Prediction, spec: InferenceJobSpec, inventory: Inventory = NO_NODES) -> Decision:
+    """All that the status says about a new prediction."""
+    needs = prediction_status(prediction)
+    candidates = tuple(_candidate_status(c) for c in prediction.candidates)
+    return Decision(needs, candidates, *recommend(needs, candidates, spec, inventory))
+
+
+def recommend(
+    needs: PredictionStatus, candidates: Sequence[CandidateStatus], spec: InferenceJobSpec, inventory: Inventory
+) -> tuple[Recommendation, Verdict]:
+    """The slice, and whether it can be placed; again at every look, because nodes come and go.
 
     1. Among the profiles that nodes offer now, the smallest that the policy accepts.
     2. If none of those will do, the smallest of the device: somebody may make it, or a node may come with it.
     3. If none of the device will do, none: recommendation `None`, Placeable=False.
     """
-    policy = policy_of(spec)
-    offered = [c for c in prediction.candidates if inventory.offers(prediction.device, c.resource)]
-    here = choose(offered, policy)
-    choice = here if here.candidate is not None else choose(prediction.candidates, policy)
-    return Decision(
-        prediction=prediction_status(prediction),
-        recommendation=_recommendation(choice, prediction, inventory),
-        candidates=tuple(_candidate_status(c) for c in prediction.candidates),
-        placeable=_placeable(choice, prediction, inventory),
+    policy, device = policy_of(spec), needs.device
+    offered = [c for c in candidates if inventory.offers(device, resource_name(c.profile))]
+    choice = choose(offered, policy)
+    if choice.candidate is None:
+        choice = choose(candidates, policy)
+    if choice.candidate is None:
+        why = _why_none(choice.reason, candidates)
+        message = f"the model needs at most {needs.required_upper_mib} MiB on {device}, and {why}."
+        return (
+            Recommendation(profile=NO_PROFILE, reason=choice.reason.value),
+            Verdict(False, choice.reason.value, message),
+        )
+    resource = resource_name(choice.candidate.profile)
+    chosen = Recommendation(
+        profile=choice.candidate.profile,
+        resource=resource,
+        reason=choice.reason.value,
+        tolerate_gpu_taint=inventory.needs_toleration(device, resource),
     )
+    return chosen, _placeable(chosen.profile, resource, needs, inventory)
 
 
 def prediction_status(prediction: Prediction) -> PredictionStatus:
@@ -109,29 +132,13 @@ def _candidate_status(candidate: Candidate) -> CandidateStatus:
     )
 
 
-def _recommendation(choice: Choice[Candidate], prediction: Prediction, inventory: Inventory) -> Recommendation:
-    if choice.candidate is None:
-        return Recommendation(profile=NO_PROFILE, reason=choice.reason.value)
-    resource = choice.candidate.resource
-    return Recommendation(
-        profile=choice.candidate.profile,
-        resource=resource,
-        reason=choice.reason.value,
-        tolerate_gpu_taint=inventory.needs_toleration(prediction.device, resource),
-    )
-
-
-def _placeable(choice: Choice[Candidate], prediction: Prediction, inventory: Inventory) -> Verdict:
-    needs = f"the model needs at most {math.ceil(prediction.required_upper_mib)} MiB on {prediction.device}"
-    candidate = choice.candidate
-    if candidate is None:
-        return Verdict(False, choice.reason.value, f"{needs}, and {_why_none(choice.reason, prediction.candidates)}.")
-    if inventory.offers(prediction.device, candidate.resource):
-        return Verdict(True, "NodeOffersProfile", f"{needs}; nodes offer {candidate.resource}.")
-    so = f"{needs}, so {candidate.resource} will do"
-    if inventory.device(prediction.device) is None:
+def _placeable(profile: str, resource: str, needs: PredictionStatus, inventory: Inventory) -> Verdict:
+    so = f"the model needs at most {needs.required_upper_mib} MiB on {needs.device}, for which {resource} will do"
+    if inventory.offers(needs.device, resource):
+        return Verdict(True, "NodeOffersProfile", f"{so}; nodes offer it.")
+    if inventory.device(needs.device) is None:
         return Verdict(None, "NoNodeOfDevice", f"{so}, but no node has that device now; pods wait until one comes.")
-    if not inventory.offers_slices(prediction.device):
+    if not inventory.offers_slices(needs.device):
         return Verdict(
             None,
             "NoSlicesAdvertised",
@@ -140,12 +147,11 @@ def _placeable(choice: Choice[Candidate], prediction: Prediction, inventory: Inv
     return Verdict(
         False,
         "ProfileNotOffered",
-        f"{so}, but no node offers it; "
-        f"partition a GPU into {candidate.profile} or allow a larger profile that is offered.",
+        f"{so}, but no node offers it; partition a GPU into {profile} or allow a larger profile that is offered.",
     )
 
 
-def _why_none(reason: Reason, candidates: Sequence[Candidate]) -> str:
+def _why_none(reason: Reason, candidates: Sequence[CandidateStatus]) -> str:
     largest = max((c.usable_mib for c in candidates), default=0)
     if reason is Reason.NOT_ALLOWED:
         return "no profile of policy.allowedProfiles holds that; allow a larger one"
