@@ -25,7 +25,16 @@ VALUES = HERE / "dippm" / "values.yaml"
 VALUES_SCHEMA = HERE / "dippm" / "values.schema.json"
 
 OPEN_OBJECTS = frozenset(
-    {"nodeSelector", "affinity", "podAnnotations", "annotations", "resources", "issuerRef", "declaredProfiles", "labels"}
+    {
+        "nodeSelector",
+        "affinity",
+        "podAnnotations",
+        "annotations",
+        "resources",
+        "issuerRef",
+        "declaredProfiles",
+        "labels",
+    }
 )
 """Values whose keys are the user's own; everywhere else an unknown key is a spelling mistake and refused."""
 ENUMS = {

@@ -34,10 +34,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"image": {"digest": "latest"}},
         'image.digest is "latest"; give sha256: and 64 hexadecimal digits, or leave it empty and set image.tag.',
     ),
-    "a relative file root": (
-        {"operator": {"fileRoots": ["models"]}},
-        'operator.fileRoots has "models"; give an absolute path such as /models.',
-    ),
 }
 
 
