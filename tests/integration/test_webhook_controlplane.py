@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 
 from dippm_operator.certificates import CertificateSettings, ensure_certificates
+from dippm_operator.kube.api import ApiClient
+from dippm_operator.kube.connection import Connection
 from dippm_operator.resource.crd import custom_resource_definition
 from dippm_operator.resource.names import JOB_LABEL, SIZING_ANNOTATION
-from dippm_operator.webhook.api import ApiClient
-from dippm_operator.webhook.connection import Connection
 
 pytestmark = pytest.mark.controlplane
 

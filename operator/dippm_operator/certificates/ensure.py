@@ -30,7 +30,7 @@ LONGEST_SLEEP_SECONDS = 3600.0
 
 
 class Api(Protocol):
-    """The calls that are needed; `dippm_operator.webhook.api.ApiClient` has them."""
+    """The calls that are needed; `dippm_operator.kube.api.ApiClient` has them."""
 
     async def get_or_none(self, path: str, /) -> dict[str, Any] | None: ...
     async def create(self, path: str, body: Mapping[str, Any], /) -> dict[str, Any]: ...

@@ -17,9 +17,9 @@ from typing import Any
 import aiohttp
 
 from dippm.errors import ManifestError
+from dippm_operator.kube.api import ApiClient, ApiFailure
 from dippm_operator.resource import InferenceJob, parse_inference_job
 from dippm_operator.resource.names import API_VERSION, KIND, PLURAL
-from dippm_operator.webhook.api import ApiClient, ApiFailure
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from dippm_operator.kube.api import METADATA_ONLY, ApiClient
 from dippm_operator.resource import InferenceJob
-from dippm_operator.webhook.api import METADATA_ONLY, ApiClient
 from dippm_operator.webhook.calculate import Facts, needs_owner_age, needs_quota
 from dippm_operator.webhook.unknown import age_seconds
 

@@ -7,9 +7,9 @@ import logging
 import aiohttp
 
 from dippm.errors import DippmError
+from dippm_operator.kube.api import ApiFailure
 from dippm_operator.resource import InferenceJob, parse_inference_job
 from dippm_operator.resource.names import KIND
-from dippm_operator.webhook.api import ApiFailure
 from dippm_operator.webhook.cache import JobCache
 from dippm_operator.webhook.facts import FactFinder
 from dippm_operator.webhook.metrics import Metrics

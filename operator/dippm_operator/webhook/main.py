@@ -16,10 +16,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from aiohttp import web
 
 from dippm.errors import DippmError
-from dippm_operator.webhook.api import ApiClient
+from dippm_operator.kube.api import ApiClient
+from dippm_operator.kube.connection import Connection
 from dippm_operator.webhook.cache import JobCache
 from dippm_operator.webhook.certificate import ServingCertificate
-from dippm_operator.webhook.connection import Connection
 from dippm_operator.webhook.facts import FactFinder
 from dippm_operator.webhook.jobs import JobValidation
 from dippm_operator.webhook.metrics import Metrics

@@ -7,7 +7,7 @@ import logging
 
 import aiohttp
 
-from dippm_operator.webhook.api import ApiClient, ApiFailure
+from dippm_operator.kube.api import ApiClient, ApiFailure
 from dippm_operator.webhook.cache import JobCache
 from dippm_operator.webhook.certificate import ServingCertificate, clients_of
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from dippm_operator.webhook.connection import Connection
+from dippm_operator.kube.connection import Connection
 
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """Accept header that asks for an object's metadata alone
