@@ -11,7 +11,6 @@ the allocator does when the driver's addresses rise.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
 
 from dippm.case import Allocator
 
@@ -97,7 +96,7 @@ class CachingAllocator:
     """One device's allocator.
 
     `cap` (bytes, None for no cap) is `set_per_process_memory_fraction`: what `cudaMalloc` may hand out in all.
-    Counters, in bytes: `allocated`, `peak_allocated`, `reserved`, `peak_reserved`; and `retries`, the number of times
+    Counters, in bytes: `allocated`, `peak_allocated`, `reserved`, `peak_reserved`, `peak_claimed`; and `retries`, the number of times
     that cached memory had to be given back to serve a request (`num_alloc_retries`).
     """
 
@@ -110,6 +109,8 @@ class CachingAllocator:
         self.peak_allocated = 0
         self.reserved = 0
         self.peak_reserved = 0
+        self.peak_claimed = 0
+        """Highest of what was reserved together with what was asked for on top: the least cap that never binds."""
         self.retries = 0
         self._next_address = 0
 
@@ -151,11 +152,6 @@ class CachingAllocator:
             self._merge(block, following)
         block.pool.insert(block)
 
-    def free_all(self, blocks: Iterable[Block]) -> None:
-        """`free` each of `blocks`."""
-        for block in blocks:
-            self.free(block)
-
     def empty_cache(self) -> None:
         """Give back every segment (or page of an expandable one) that is wholly free (`release_cached_blocks`)."""
         for pool in (self.large, self.small):
@@ -169,10 +165,9 @@ class CachingAllocator:
                     pool.remove(block)
                     self.reserved -= block.size
 
-    def reset_peaks(self) -> None:
-        """Start new peaks from the present level (`reset_peak_memory_stats`)."""
+    def reset_peak_allocated(self) -> None:
+        """Start a new peak of allocated bytes from the present level."""
         self.peak_allocated = self.allocated
-        self.peak_reserved = self.reserved
 
     def _free_block(self, pool: Pool, size: int) -> Block | None:
         """Best fit among the cached blocks (`get_free_block`)."""
@@ -191,6 +186,8 @@ class CachingAllocator:
         wanted = allocation_size(size)
         if self.cap is not None and self.reserved + wanted > self.cap:
             return None
+        if self.reserved + wanted > self.peak_claimed:
+            self.peak_claimed = self.reserved + wanted
         if self.expandable:
             return self._expand(pool, size)
         block = Block(self._next_address, wanted, pool)

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from dippm.case import Runtime
+from dippm.case import Mode, Runtime
 from dippm.graph import ModelGraph, ValueKind
+from dippm.replay.saved import saved_for_backward
 from dippm.replay.statements import Frame, Statement, frames
 
 _RETURNS_ITS_INPUT = frozenset({"dropout", "identity"})
@@ -36,7 +37,7 @@ class Lifetimes:
     freed: tuple[tuple[int, ...], ...]
     """Per operator: storages freed once it is done, before the next one starts."""
     kept: tuple[int, ...]
-    """Storages of the graph's outputs: freed when the pass is over and its result released."""
+    """Storages of the graph's outputs, and of what is saved for backward: freed when the result is released."""
 
 
 def storages(graph: ModelGraph) -> tuple[int, ...]:
@@ -57,8 +58,11 @@ def storages(graph: ModelGraph) -> tuple[int, ...]:
     return tuple(owner)
 
 
-def lifetimes(graph: ModelGraph, runtime: Runtime) -> Lifetimes:
+def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) -> Lifetimes:
     """Lifetimes of the storages of one forward pass of `graph`.
+
+    `auto` is taken as `eager`. With `mode` autograd, what the backward pass would need is kept until the pass is over
+    (`dippm.replay.saved`).
 
     `torchscript` and `onnxruntime` free at the last use, as `graph` does (for ONNX Runtime a proxy: its planner also
     reuses an input's buffer for the output of the same operator, and may share buffers between tensors).
@@ -75,14 +79,17 @@ def lifetimes(graph: ModelGraph, runtime: Runtime) -> Lifetimes:
         for value in operator.inputs:
             if owner[value] in born:
                 until[owner[value]] = index
-    if runtime is Runtime.EAGER:
+    if runtime in (Runtime.EAGER, Runtime.AUTO):
         holds = _Holds(graph, owner, born, dict(until))
         for call in _activations(graph):
             holds.arguments(call)
             holds.locals(call)
         for storage, end in holds.until.items():
             until[storage] = max(until[storage], end)
-    kept = tuple(dict.fromkeys(owner[value] for value in graph.outputs if owner[value] in born))
+    at_the_end = [owner[value] for value in graph.outputs]
+    if mode is Mode.AUTOGRAD:
+        at_the_end += [owner[value] for value in saved_for_backward(graph)]
+    kept = tuple(storage for storage in dict.fromkeys(at_the_end) if storage in born)
     allocated: list[list[int]] = [[] for _ in graph.operators]
     freed: list[list[int]] = [[] for _ in graph.operators]
     for storage, index in born.items():
