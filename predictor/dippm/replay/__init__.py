@@ -22,8 +22,6 @@ from dippm.replay.workspace import HOPPER_CUBLAS_BYTES
 __all__ = ["HOPPER_CUBLAS_BYTES", "Level", "Lifetimes", "Program", "Replay", "levels", "lifetimes", "program", "replay"]
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Replay:
     """Memory of one case, bytes, as PyTorch's counters would say it."""

@@ -30,8 +30,9 @@ ROUND_LARGE = 2 * MIB
 
 _ADDRESS_BITS = 64
 _ADDRESS_MASK = (1 << _ADDRESS_BITS) - 1
-_ADDRESS_SPACE = 1 << 42
-"""Virtual bytes of an expandable segment: more than any device has (PyTorch reserves 1 1/8 of the device)."""
+_ADDRESS_SPACE = LARGE_BUFFER << 20
+"""Virtual bytes of an expandable segment, a whole number of pages of either pool: more than any device has (PyTorch
+reserves 1 1/8 of the device)."""
 
 
 class CapReached(Exception):
@@ -96,8 +97,8 @@ class CachingAllocator:
     """One device's allocator.
 
     `cap` (bytes, None for no cap) is `set_per_process_memory_fraction`: what `cudaMalloc` may hand out in all.
-    Counters, in bytes: `allocated`, `peak_allocated`, `reserved`, `peak_reserved`, `peak_claimed`; and `retries`, the number of times
-    that cached memory had to be given back to serve a request (`num_alloc_retries`).
+    Counters, in bytes: `allocated`, `peak_allocated`, `reserved`, `peak_reserved`, `peak_claimed`; and `retries`, the
+    number of times that cached memory had to be given back to serve a request (`num_alloc_retries`).
     """
 
     def __init__(self, allocator: Allocator = Allocator.DEFAULT, cap: int | None = None) -> None:

@@ -183,7 +183,10 @@ class _Holds:
                         names[name] = frozenset(unknown)
             self.helper(call, begin, end, statement)
             put_out = frozenset(self.results[end]) | {
-                s for index in range(begin, end) for s in self.results[index] if self.born[s] >= begin and self.used[s] > end
+                s
+                for index in range(begin, end)
+                for s in self.results[index]
+                if self.born[s] >= begin and self.used[s] > end
             }
             if statement.targets:
                 for name, value in _bind(statement.targets, put_out, self.results[end]).items():

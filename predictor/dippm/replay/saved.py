@@ -11,14 +11,28 @@ from collections.abc import Iterator
 from dippm.graph import ModelGraph, Operator
 
 _NOTHING = frozenset(
-    {"add", "subtract", "mean", "sum", "reshape", "transpose", "permute", "expand", "slice", "select", "split", "squeeze",
-     "unsqueeze", "flatten", "identity", "dropout", "concat", "stack", "pad", "copy", "cast", "roll", "repeat", "flip",
-     "unfold", "pixel_shuffle", "neg", "avg_pool1d", "round", "floor", "compare", "bitwise", "argmax", "full", "arange",
-     "one_hot", "nonzero", "tril", "any", "all", "cumsum", "floor_divide", "interpolate", "masked_fill", "where"}
+    {"add", "subtract", "mean", "sum", "reshape", "transpose", "permute", "expand", "slice", "select", "split",
+     "squeeze", "unsqueeze", "flatten", "identity", "dropout", "concat", "stack", "pad", "copy", "cast", "roll",
+     "repeat", "flip", "unfold", "pixel_shuffle", "neg", "avg_pool1d", "round", "floor", "compare", "bitwise",
+     "argmax", "full", "arange", "one_hot", "nonzero", "tril", "any", "all", "cumsum", "floor_divide", "interpolate",
+     "masked_fill", "where"}
 )  # fmt: skip
 """Linear in their tensors, or not differentiable: shapes are enough (masks and indices are small and left out)."""
 _RESULT = frozenset(
-    {"relu", "sigmoid", "tanh", "softmax", "log_softmax", "exp", "sqrt", "rsqrt", "reciprocal", "max_pool1d", "elu", "selu"}
+    {
+        "relu",
+        "sigmoid",
+        "tanh",
+        "softmax",
+        "log_softmax",
+        "exp",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "max_pool1d",
+        "elu",
+        "selu",
+    }
 )
 """Save what they put out."""
 _RESULT_AND_INPUTS = frozenset({"scaled_dot_product_attention", "lstm", "gru", "rnn", "norm", "prod"})

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _FRAME = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+): ?(?P<code>.*)$")
-_ASSIGNMENT = re.compile(r"^(?P<targets>[A-Za-z_][\w\s,]*?)\s*(?::[^=]+)?[-+*/@|&]?=(?!=)(?P<value>.*)$")
+_ASSIGNMENT = re.compile(r"^(?P<targets>[A-Za-z_][\w\s,]*?)(?::[^=]+)?(?:\s|[-+*/@|&])=\s(?P<value>.*)$")
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w|\s*\(|\s*=[^=])")
 _METHOD = re.compile(r"\bself\.(\w+)\(")
 _CALL = re.compile(r"(?<!self\.)(?<!\w)\w+\(|[^*]\*[^*]| [-+/@] ")
 _NO_TENSORS = frozenset({"self", "cls", "torch", "F", "nn", "math", "np", "True", "False", "None", "checkpoint"})
-_KEYWORDS = frozenset({"return", "if", "else", "for", "in", "not", "and", "or", "is", "lambda", "yield", "assert", "with"})
+_KEYWORDS = frozenset(
+    {"return", "if", "else", "for", "in", "not", "and", "or", "is", "lambda", "yield", "assert", "with"}
+)
 
 
 @dataclass(frozen=True, slots=True)
