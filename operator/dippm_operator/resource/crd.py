@@ -118,7 +118,9 @@ def custom_resource_definition() -> dict[str, Any]:
 
 def render() -> str:
     """The generated file."""
-    head = "# Generated from the typed models by `make generate` (python -m dippm_operator.resource.crd). Do not edit.\n"
+    head = (
+        "# Generated from the typed models by `make generate` (python -m dippm_operator.resource.crd). Do not edit.\n"
+    )
     return head + yaml.safe_dump(custom_resource_definition(), sort_keys=False, width=120)
 
 
