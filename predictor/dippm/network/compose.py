@@ -14,7 +14,8 @@ from dippm.case import Case
 from dippm.graph import ModelGraph
 from dippm.network.bundle import Estimates
 from dippm.network.clocks import device_ms, host_ms, latency_ms
-from dippm.replay import replay
+from dippm.replay import Replay, replay
+from dippm.replay.workspace import cublas_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,23 @@ class Composition:
         return self.allocated_bytes - self.weights_bytes - self.inputs_bytes
 
 
-def compose(graph: ModelGraph, case: Case, estimates: Estimates) -> Composition:
-    """Figures composed of the operators' estimates, without the graph's residuals."""
-    memory = replay(graph, runtime=case.runtime, allocator=case.allocator, workspaces=estimates.workspace_bytes)
+def compose(graph: ModelGraph, case: Case, estimates: Estimates, device: str = "H200") -> Composition:
+    """Figures of a graph (cast to its precision) composed of the operators' estimates, without the graph's residuals."""
+    return composition_of(
+        replay(
+            graph,
+            runtime=case.runtime,
+            allocator=case.allocator,
+            mode=case.mode,
+            workspaces=estimates.workspace_bytes,
+            cublas_bytes=cublas_bytes(device),
+        ),
+        estimates,
+    )
+
+
+def composition_of(memory: Replay, estimates: Estimates) -> Composition:
+    """Memory as replayed, and the two clocks and the energy of the operators' costs."""
     latency = latency_ms(
         estimates.host_us,
         estimates.kernel_us,
