@@ -41,7 +41,7 @@ class Composition:
 
 
 def compose(graph: ModelGraph, case: Case, estimates: Estimates, device: str = "H200") -> Composition:
-    """Figures of a graph (cast to its precision) composed of the operators' estimates, without the graph's residuals."""
+    """Figures of a graph (cast to its precision), composed of its operators, without the graph's residuals."""
     return composition_of(
         replay(
             graph,
