@@ -1,0 +1,56 @@
+"""What is generated is current, what is quoted is what the commands print, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [path for path in REPOSITORY.glob("*.md")] + [
+    path for folder in ("docs", "datasets") for path in sorted((REPOSITORY / folder).rglob("*.md"))
+]
+
+
+def test_the_reference_is_current() -> None:
+    command = [sys.executable, "docs/generate.py", "--check"]
+    report = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert report.returncode == 0, report.stdout + report.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_each_record_is_listed() -> None:
+    folder = REPOSITORY / "docs" / "adr"
+    listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text())
+    assert listed == sorted(path.name for path in folder.glob("[0-9]*.md"))
+
+
+def reasons() -> set[str]:
+    """Every reason that a condition or an admission answer can have, as the sources name them."""
+    from dippm.errors import DippmError
+    from dippm.policy import Reason
+
+    def below(error: type[DippmError]) -> set[str]:
+        return {error.reason}.union(*(below(one) for one in error.__subclasses__()))
+
+    operator = REPOSITORY / "operator" / "dippm_operator"
+    verdicts = re.findall(r"Verdict\(\s*[^,]+,\s*\"(\w+)\"", (operator / "sizing" / "decision.py").read_text())
+    patches = re.findall(r"(?:leave\(|return \()\s*\"(\w+)\"", (operator / "sizing" / "patch.py").read_text())
+    choice = {reason.value for reason in Reason if reason not in (Reason.FITS, Reason.PAPER_RULE)}
+    return (below(DippmError) - {DippmError.reason}) | choice | set(verdicts) | set(patches)
+
+
+def test_the_troubleshooting_guide_knows_every_reason() -> None:
+    text = (REPOSITORY / "docs" / "guide" / "troubleshooting.md").read_text()
+    found = reasons()
+    assert {"UnsafeModel", "NoSlicesAdvertised", "QuotaUncovered", "NoContainer"} <= found
+    assert [reason for reason in sorted(found) if f"`{reason}`" not in text] == []
