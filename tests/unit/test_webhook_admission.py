@@ -15,9 +15,9 @@ from tests.strategies import inference_jobs, json_values, labelled_pods
 from tests.unit.webhook_stand_ins import answer_of
 
 from dippm.errors import ManifestError
+from dippm_operator.kube.api import ApiFailure
 from dippm_operator.resource import parse_inference_job
 from dippm_operator.webhook.admit import admit
-from dippm_operator.webhook.api import ApiFailure
 from dippm_operator.webhook.calculate import Facts, calculate_patches, needs_owner_age, needs_quota
 from dippm_operator.webhook.metrics import Metrics
 from dippm_operator.webhook.review import Answer, Review, read_review, write_review
