@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = [path for path in REPOSITORY.glob("*.md")] + [
+PAGES = [*REPOSITORY.glob("*.md")] + [
     path for folder in ("docs", "datasets") for path in sorted((REPOSITORY / folder).rglob("*.md"))
 ]
 

@@ -1,8 +1,9 @@
-"""What a fresh machine gets: the standard library's `operator`, a wheel with its data, pins for everything, two commands."""
+"""What a fresh machine gets: the standard library's `operator`, a wheel with its data, pins, two commands."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -95,6 +97,13 @@ def test_the_wheel_brings_nothing_but_the_two_packages(wheel: zipfile.ZipFile) -
     assert {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name} == {"dippm", "dippm_operator"}
 
 
+def test_one_version_everywhere() -> None:
+    from dippm.version import VERSION
+
+    chart = yaml.safe_load((REPOSITORY / "charts/dippm/Chart.yaml").read_text())
+    assert project()["project"]["version"] == VERSION == chart["appVersion"]
+
+
 def test_the_wheel_carries_weights_and_catalogue(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert any(name.endswith(".safetensors") for name in names)
@@ -127,6 +136,31 @@ def test_constraints_pin_what_is_required(group: str) -> None:
         assert requirement.specifier.contains(pinned), f"{line} does not allow the pinned {pinned}"
 
 
+def test_constraints_pin_what_the_requirements_require_in_turn() -> None:
+    """As installed here: every distribution that the operator and dev extras lead to."""
+    project_ = project()["project"]
+    todo = [
+        Requirement(line)
+        for lines in (project_["dependencies"], *map(project_["optional-dependencies"].get, ("operator", "dev")))
+        for line in lines
+    ]
+    seen: set[str] = set()
+    while todo:
+        requirement = todo.pop()
+        name = str(canonicalize_name(requirement.name))
+        extras = requirement.extras or {""}
+        if name in seen or name == "dippm" or not _applies(requirement, {""}):
+            continue
+        seen.add(name)
+        lines = importlib.metadata.distribution(name).requires or []
+        todo += [needed for needed in map(Requirement, lines) if _applies(needed, extras)]
+    assert sorted(seen - set(pins())) == []
+
+
+def _applies(requirement: Requirement, extras: set[str]) -> bool:
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+
+
 def test_every_pin_is_exact() -> None:
     for line in (REPOSITORY / "constraints.txt").read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.]*", line), line
@@ -139,11 +173,7 @@ def test_torch_is_the_same_in_pyproject_and_constraints() -> None:
 
 def test_what_the_image_copies_exists_and_is_let_through_by_dockerignore() -> None:
     text = (REPOSITORY / "Dockerfile").read_text()
-    sources = [
-        word
-        for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
-        for word in line.split()[:-1]
-    ]
+    sources = [word for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
     allowed = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")}
     assert sources
     for source in sources:
