@@ -42,11 +42,13 @@ def reasons() -> set[str]:
     def below(error: type[DippmError]) -> set[str]:
         return {error.reason}.union(*(below(one) for one in error.__subclasses__()))
 
-    operator = REPOSITORY / "operator" / "dippm_operator"
-    verdicts = re.findall(r"Verdict\(\s*[^,]+,\s*\"(\w+)\"", (operator / "sizing" / "decision.py").read_text())
-    patches = re.findall(r"(?:leave\(|return \()\s*\"(\w+)\"", (operator / "sizing" / "patch.py").read_text())
+    sources = {path: path.read_text() for path in (REPOSITORY / "operator" / "dippm_operator").rglob("*.py")}
+    verdicts = re.findall(r"Verdict\(\s*[^,()]+,\s*\"(\w+)\"", "\n".join(sources.values()))
+    (patch,) = [text for path, text in sources.items() if path.parts[-2:] == ("sizing", "patch.py")]
+    patches = re.findall(r"(?:leave\(|return \()\s*\"(\w+)\"", patch)
     choice = {reason.value for reason in Reason if reason not in (Reason.FITS, Reason.PAPER_RULE)}
-    return (below(DippmError) - {DippmError.reason}) | choice | set(verdicts) | set(patches)
+    quiet = {DippmError.reason, "ArtifactResolved", "Predicted"}  # a base class, and two that say that all is well
+    return (below(DippmError) | choice | set(verdicts) | set(patches)) - quiet
 
 
 def test_the_troubleshooting_guide_knows_every_reason() -> None:
