@@ -301,7 +301,7 @@ def test_deny_holds_a_pod_back_while_its_owner_is_young(control_plane, namespace
         "uid": replica_set["metadata"]["uid"],
         "controller": True,
     }
-    with pytest.raises(Exception, match="InferenceJob strict: the operator has not predicted it yet") as refused:
+    with pytest.raises(Exception, match="InferenceJob strict is not predicted yet") as refused:
         control_plane.create(f"/api/v1/namespaces/{namespace}/pods", pod("strict", ownerReferences=[owner]))
     assert refused.value.code == 503
     recommend(control_plane, namespace, "strict")

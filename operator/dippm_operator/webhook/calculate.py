@@ -45,8 +45,9 @@ def calculate_patches(pod: Mapping[str, Any], job: InferenceJob, facts: Facts) -
         return refusal(
             503,
             "ServiceUnavailable",
-            f"InferenceJob {job.metadata.name}: {why_unknown(job)}; with policy.onUnknown: Deny the pod is held back "
-            f"until it is, at most {DENY_SECONDS:.0f} s from when its owner was made, and is then tried again",
+            f"InferenceJob {job.metadata.name} is not predicted yet{why_unknown(job)}; "
+            "policy.onUnknown: Deny holds the pod back until it is, "
+            f"for at most {DENY_SECONDS:.0f} s from when its owner was made",
             reason="HeldBack",
         )
     if sizing.reason == "Unpredicted":

@@ -61,7 +61,7 @@ def read_review(body: bytes) -> Review:
     """Decode a request. Raises ManifestError when it is no AdmissionReview that can be answered."""
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets in brackets in brackets
         raise ManifestError("the request's body is no JSON; send an AdmissionReview") from None
     if not isinstance(document, dict) or document.get("apiVersion") != API_VERSION:
         raise ManifestError(f"the request's body is no {API_VERSION} AdmissionReview")

@@ -35,9 +35,9 @@ def after_holding_back(job: InferenceJob) -> InferenceJob:
 
 
 def why_unknown(job: InferenceJob) -> str:
-    """What the operator says about the missing prediction; a clause without a full stop."""
+    """What the operator says about the missing prediction, in brackets; empty where it says nothing."""
     for kind in (ConditionType.PREDICTED, ConditionType.RESOLVED):
         condition = job.status.condition(kind)
         if condition is not None and condition.status == "False" and condition.message:
-            return condition.message.rstrip(". ")
-    return "the operator has not predicted it yet"
+            return f" ({condition.message.rstrip('. ')})"
+    return ""
