@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None, *, predictor: Predictor = ask) 
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    if settings.log_level != "debug":
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # two lines for every change of every node
     if settings.kubeconfig:
         os.environ["KUBECONFIG"] = settings.kubeconfig  # where kopf's own login looks
     worker = PredictionWorker(predictor, limit_seconds=settings.prediction_seconds)

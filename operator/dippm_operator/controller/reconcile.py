@@ -116,6 +116,15 @@ class Reconciler:
         }
         written = await self._api.replace(f"{_path(metadata)}/status", replaced)
         self._state.see_inference_job(None, written)
+        chosen, stand = status.recommendation, status.condition(ConditionType.READY)
+        logger.info(
+            "%s/%s: profile %s, ready %s (%s)",
+            metadata["namespace"],
+            metadata["name"],
+            chosen.profile if chosen is not None else "unknown",
+            stand.status if stand is not None else "Unknown",
+            stand.reason if stand is not None else "",
+        )
 
     async def _refuse(self, body: Body, error: ManifestError) -> None:
         """An object that the schema let through and that still cannot be read."""
