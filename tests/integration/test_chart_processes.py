@@ -246,12 +246,19 @@ def condition(control_plane: Any, place: str, type_: str) -> dict[str, Any]:
     return next((c for c in conditions if c["type"] == type_), {})
 
 
+def is_ready(control_plane: Any, place: str) -> bool:
+    """Whether an InferenceJob is ready; a prediction that failed will not become one by waiting."""
+    predicted = condition(control_plane, place, "Predicted")
+    assert predicted.get("status") != "False", predicted
+    return bool(condition(control_plane, place, "Ready").get("status") == "True")
+
+
 def test_a_job_is_predicted_and_comes_up_with_its_slice(
     release: Release, control_plane: Any, namespace: str, model_url: str
 ) -> None:
     control_plane.create(jobs(namespace), inference_job("resnet50", f"{model_url}/resnet50.onnx"))
     place = f"{jobs(namespace)}/resnet50"
-    wait("the Job is made", lambda: condition(control_plane, place, "Ready").get("status") == "True", 90)
+    wait("the Job is made", lambda: is_ready(control_plane, place), 90)
     status = control_plane.get(place)["status"]
     resource = status["recommendation"]["resource"]
     made = control_plane.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/resnet50")
@@ -269,7 +276,7 @@ def test_a_labelled_pod_is_sized_through_the_service(
     del job["spec"]["template"]
     control_plane.create(jobs(namespace), job)
     place = f"{jobs(namespace)}/web"
-    wait("the size is known", lambda: condition(control_plane, place, "Ready").get("status") == "True", 90)
+    wait("the size is known", lambda: is_ready(control_plane, place), 90)
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
