@@ -122,7 +122,8 @@ def make_resnet50(path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             module, (torch.zeros(1, 3, 224, 224),), buffer, dynamo=False, opset_version=17,
-            input_names=["input"], output_names=["output"], dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+            input_names=["input"], output_names=["output"],
+            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         )  # fmt: skip
     model = onnx.load_from_string(buffer.getvalue())
     offset = 0

@@ -55,9 +55,7 @@ class Artifact:
         return _SPOKEN[self.format]
 
 
-def open_artifact(
-    path: str | Path, *, framework: str = "auto", digest: str | None = None, uri: str = ""
-) -> Artifact:
+def open_artifact(path: str | Path, *, framework: str = "auto", digest: str | None = None, uri: str = "") -> Artifact:
     """Look at a file and say what model it is.
 
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, `torchscript`, `pt2`), held against the content.
@@ -87,7 +85,7 @@ def detect(path: Path, head: bytes) -> str:
     """One of FORMATS, or a clause that says what the file is instead and what to do about it."""
     if not head:
         return "is empty: is the download complete?"
-    if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _detect_zip(path)
     for signature, offset, clause in _CLOSED:
         if head[offset : offset + len(signature)] == signature:
@@ -193,7 +191,9 @@ def _describe_directory(path: Path) -> str:
 
 def _check_framework(framework: str, detected: str, shown: str) -> None:
     if framework in _CLOSED_FRAMEWORKS:
-        raise ModelFormatError(f"format {framework} is not read yet, and {shown} is {_SPOKEN[detected]}: use format auto")
+        raise ModelFormatError(
+            f"format {framework} is not read yet, and {shown} is {_SPOKEN[detected]}: use format auto"
+        )
     allowed = FRAMEWORKS.get(framework)
     if allowed is None:
         raise ModelFormatError(f"framework {framework!r} is not known: use one of {', '.join(FRAMEWORKS)}")
@@ -203,7 +203,11 @@ def _check_framework(framework: str, detected: str, shown: str) -> None:
 
 def _verify(path: Path, digest: str, shown: str) -> str:
     algorithm, colon, wanted = digest.rpartition(":")
-    if (colon and algorithm != "sha256") or len(wanted) != 64 or not all(c in "0123456789abcdef" for c in wanted.lower()):
+    if (
+        (colon and algorithm != "sha256")
+        or len(wanted) != 64
+        or not all(c in "0123456789abcdef" for c in wanted.lower())
+    ):
         raise DigestMismatch(f"digest {digest!r} is not sha256: followed by 64 hexadecimal digits")
     found = sha256_of(path)
     if found != f"sha256:{wanted.lower()}":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, inliner
 
 from dippm.errors import ModelFormatError, UnsupportedOperator
@@ -54,7 +54,9 @@ def read_onnx(path: Path, shown: str) -> OnnxFile:
         with mapped, memoryview(mapped) as view:
             stripped = bytes(_strip(view, "model", shown))
     if len(stripped) > MAX_GRAPH_BYTES:
-        raise ModelFormatError(f"{shown} has a graph of {len(stripped) >> 20} MiB without weights: the limit is 512 MiB")
+        raise ModelFormatError(
+            f"{shown} has a graph of {len(stripped) >> 20} MiB without weights: the limit is 512 MiB"
+        )
     try:
         model = onnx.ModelProto.FromString(stripped)
     except DecodeError:
@@ -85,6 +87,7 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
         if has_data(tensor):
             kept = data[tensor.name] = onnx.TensorProto()
             kept.CopyFrom(tensor)
+    _large_constants(graph, weights)
     declared = {i.name for i in graph.input}
     for name, kind in weights.items():
         if name not in declared:
@@ -100,6 +103,21 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
         sentence = " ".join(str(error).split("==>")[0].split())
         raise ModelFormatError(f"{shown} is not valid ONNX: {sentence[:300]}") from None
     return OnnxFile(model=model, weights=weights, data=data, opset=opset)
+
+
+def _large_constants(graph: onnx.GraphProto, weights: dict[str, onnx.TypeProto]) -> None:
+    """Constant nodes whose data was left out are weights in another spelling."""
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is None or has_data(value):
+            kept.append(node)
+        else:
+            weights[node.output[0]] = onnx.helper.make_tensor_type_proto(value.data_type, list(value.dims))
+    if len(kept) < len(graph.node):
+        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in kept]
+        del graph.node[:]
+        graph.node.extend(kept)
 
 
 def has_data(tensor: onnx.TensorProto) -> bool:
@@ -125,7 +143,7 @@ def _check_dims(dims: object, what: str, shown: str) -> None:
 def _strip(view: memoryview, message: str, shown: str) -> bytearray:
     """Copy a message without the data of its large tensors.
 
-    Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint, 8, 4 or a given count of bytes).
+    Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint, 8, 4 or a counted run of bytes).
     """
     kept = bytearray()
     position, end = 0, len(view)

@@ -17,12 +17,14 @@ from onnx.reference import ReferenceEvaluator
 
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
-from dippm.frontend.onnx_file import OnnxFile, has_data
+from dippm.frontend.onnx_file import OnnxFile
 from dippm.graph import TensorSpec
 
 MAX_CONSTANT = 1 << 16
 """Most elements of a constant that is computed; larger ones stay operators."""
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 
 
 @dataclass
@@ -48,9 +50,7 @@ def fold(file: OnnxFile, inputs: dict[str, TensorSpec], *, file_batch: int | Non
 
 
 class _Folder:
-    def __init__(
-        self, file: OnnxFile, inputs: dict[str, TensorSpec], file_batch: int | None, batch: int
-    ) -> None:
+    def __init__(self, file: OnnxFile, inputs: dict[str, TensorSpec], file_batch: int | None, batch: int) -> None:
         self._file = file
         self._file_batch = file_batch
         self._batch = batch
@@ -83,9 +83,12 @@ class _Folder:
         """The branch of an If whose condition is a constant (exporters write them around a squeeze)."""
         condition = self._static.constants.get(node.input[0])
         if condition is None:
-            raise UnsupportedOperator("operator onnx.If is not supported where its condition depends on the input's data")
+            raise UnsupportedOperator(
+                "operator onnx.If is not supported where its condition depends on the input's data"
+            )
         wanted = "then_branch" if bool(condition) else "else_branch"
-        return next(a.g for a in node.attribute if a.name == wanted)
+        branch: onnx.GraphProto = next(a.g for a in node.attribute if a.name == wanted)
+        return branch
 
     def _inline(self, node: onnx.NodeProto, branch: onnx.GraphProto) -> None:
         for tensor in branch.initializer:
@@ -116,11 +119,6 @@ class _Folder:
     def _constant_node(self, node: onnx.NodeProto) -> None:
         attribute = node.attribute[0]
         name = node.output[0]
-        if attribute.name == "value" and not has_data(attribute.t):
-            kind = onnx.helper.make_tensor_type_proto(attribute.t.data_type, list(attribute.t.dims))
-            self._types[name] = kind
-            self._static.weights[name] = spec_of(kind)
-            return
         if attribute.name not in ("value", "value_float", "value_int", "value_floats", "value_ints"):
             raise UnsupportedOperator(f"operator onnx.Constant with {attribute.name} is not supported")
         value = onnx.helper.get_attribute_value(attribute)
@@ -149,7 +147,8 @@ class _Folder:
             return False
         try:
             evaluator = ReferenceEvaluator(node, opsets=self._opsets)
-            results = evaluator.run(None, {i: self._static.constants[i] for i in node.input if i})
+            with np.errstate(all="ignore"):
+                results = evaluator.run(None, {i: self._static.constants[i] for i in node.input if i})
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, AttributeError):
             return False  # the reference evaluator does not know it: it stays an operator on constants
         for name, array in zip(node.output, results, strict=False):
@@ -181,15 +180,39 @@ class _Folder:
             )
         except shape_inference.InferenceError as error:
             why = " ".join(str(error).replace("[ShapeInferenceError]", " ").split())
-            raise InputShapeError(f"these input shapes do not go through the model: {shown} says: {why[:200]}") from None
-        for name in (o for o in node.output if o):
-            kind = types.get(name)
-            dims = kind.tensor_type.shape.dim if kind and kind.HasField("tensor_type") else None
-            if kind is None or not kind.tensor_type.HasField("shape") or any(not d.HasField("dim_value") for d in dims):
+            raise InputShapeError(
+                f"these input shapes do not go through the model: {shown} says: {why[:200]}"
+            ) from None
+        outputs = [o for o in node.output if o]
+        if not all(_is_static(types.get(o)) for o in outputs):
+            types = self._infer_function(node, read)
+        for kind in map(types.get, outputs):
+            if kind is None or not _is_static(kind):
                 raise UnsupportedOperator(f"operator onnx.{shown} is not supported: its shape depends on the input's data")
-            if any(not 0 <= d.dim_value <= MAX_DIM for d in dims) or spec_of(kind).numel > MAX_NUMEL:
-                raise InputShapeError(f"the model makes a tensor too large to be meant: {shown} puts out {spec_of(kind).shape}")
-        return {o: types[o] for o in node.output if o}
+            spec = spec_of(kind)
+            if any(not 0 <= d <= MAX_DIM for d in spec.shape) or spec.numel > MAX_NUMEL:
+                raise InputShapeError(f"the model makes a tensor too large to be meant: {shown} puts out {spec.shape}")
+        return {o: types[o] for o in outputs}
+
+    def _infer_function(self, node: onnx.NodeProto, read: dict[str, onnx.TypeProto]) -> dict[str, onnx.TypeProto]:
+        """Types of an operator that its schema defines as a function of others: inferred as a model of one node."""
+        graph = onnx.helper.make_graph(
+            [node],
+            "one",
+            [onnx.helper.make_value_info(n, k) for n, k in read.items() if n not in self._tensors],
+            [onnx.ValueInfoProto(name=o) for o in node.output if o],
+            [self._tensors[n] for n in read if n in self._tensors],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=self._file.model.opset_import)
+        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+        return {v.name: v.type for v in (*inferred.output, *inferred.value_info)}
+
+
+def _is_static(kind: onnx.TypeProto | None) -> bool:
+    if kind is None or not kind.HasField("tensor_type"):
+        return kind is not None
+    tensor = kind.tensor_type
+    return tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
 
 
 def spec_of(kind: onnx.TypeProto) -> TensorSpec:
@@ -206,7 +229,7 @@ def spec_of(kind: onnx.TypeProto) -> TensorSpec:
     return TensorSpec(tuple(d.dim_value for d in kind.tensor_type.shape.dim), dtype)
 
 
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16",
     onnx.TensorProto.DOUBLE: "float64", onnx.TensorProto.INT64: "int64", onnx.TensorProto.INT32: "int32",
     onnx.TensorProto.INT16: "int16", onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "uint8",

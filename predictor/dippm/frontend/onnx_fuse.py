@@ -73,7 +73,7 @@ class _Fuser:
         return True
 
     def _linear(self, step: Step) -> bool:
-        """MatMul with a weight, and the bias after it; Gemm. The weight is shown as (out, in), as frameworks keep it."""
+        """MatMul with a weight, and the bias after it; Gemm. The weight is shown as (out, in)."""
         if step.kind == "linear" and step.target == "onnx.Gemm":
             node = step.nodes[0]
             transposed = any(a.name == "transB" and a.i for a in node.attribute)
@@ -109,7 +109,9 @@ class _Fuser:
             return False
         x = mean.inputs[0]
         readers = self._readers.get(centred.outputs[0], [])
-        squared = next((r for r in readers if r.kind == "power" or (r.kind == "multiply" and len(set(r.inputs)) == 1)), None)
+        squared = next(
+            (r for r in readers if r.kind == "power" or (r.kind == "multiply" and len(set(r.inputs)) == 1)), None
+        )
         divided = next((r for r in readers if r.kind == "divide"), None)
         chain = [squared]
         for kind in ("mean", "add", "sqrt", "divide"):

@@ -3,7 +3,8 @@
 1. Read it without its weights and validate it (`onnx_file`).
 2. Bind the batch and the shapes asked for; make every shape static (`onnx_fold`).
 3. Express the nodes in Relax (`relax`).
-4. Name them in the canonical vocabulary and put together what frameworks run as one operator (`onnx_steps`, `onnx_fuse`).
+4. Name them in the canonical vocabulary and put together what frameworks run as one operator 
+   (`onnx_steps`, `onnx_fuse`).
 5. Number values and operators.
 
 PyTorch's exporters fold batch norms into convolutions: an ONNX file describes the network as an ONNX runtime runs it.
@@ -11,6 +12,7 @@ PyTorch's exporters fold batch norms into convolutions: an ONNX file describes t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -63,7 +65,8 @@ def bind_inputs(
                 len(own) != len(shape) or any(o is not None and o != s for o, s in zip(own[1:], shape[1:], strict=True))
             ):
                 raise InputShapeError(
-                    f"input {value.name!r} of {shown} is {_spelled(dims)}, which {given.shape} (without the batch) does not fit"
+                    f"input {value.name!r} of {shown} is {_spelled(dims)}, "
+                    f"which {given.shape} (without the batch) does not fit"
                 )
         elif not own:
             shape = ()
@@ -105,7 +108,7 @@ def _number(
     bound: dict[str, TensorSpec],
     outputs: list[str],
     batch: int,
-    relax_names: dict[str, tuple[str, ...]],
+    relax_names: Mapping[str, tuple[str, ...]],
 ) -> ModelGraph:
     values: list[Value] = []
     ids: dict[str, int] = {}
@@ -118,7 +121,7 @@ def _number(
     def read(name: str) -> int:
         if name in ids:
             return ids[name]
-        if name in static.constants and static.constants[name].ndim == 0 or name not in static.weights:
+        if name not in static.weights or (name in static.constants and static.constants[name].ndim == 0):
             return add(name, Value(static.specs[name], ValueKind.CONSTANT, name=name))
         return add(name, Value(static.weights[name], ValueKind.PARAMETER, name=name))
 

@@ -36,10 +36,12 @@ _NAMES_BY_KIND = {
     "sum": "ReduceSum ReduceSumSquare ReduceLogSum ReduceLogSumExp", "max": "ReduceMax", "min": "ReduceMin",
     "prod": "ReduceProd", "norm": "ReduceL1 ReduceL2 LpNormalization", "argmax": "ArgMax ArgMin Hardmax",
     "cumsum": "CumSum", "topk": "TopK", "concat": "Concat", "pad": "Pad", "gather": "GatherElements",
-    "scatter": "ScatterElements ScatterND Scatter", "index": "Gather GatherND", "repeat": "Tile", "flip": "ReverseSequence",
+    "scatter": "ScatterElements ScatterND Scatter", "index": "Gather GatherND", "repeat": "Tile", 
+    "flip": "ReverseSequence",
     "tril": "Trilu", "one_hot": "OneHot", "full": "ConstantOfShape EyeLike", "arange": "Range", "reshape": "Reshape",
     "permute": "Transpose", "expand": "Expand", "slice": "Slice", "split": "Split", "squeeze": "Squeeze",
-    "unsqueeze": "Unsqueeze", "flatten": "Flatten", "pixel_shuffle": "DepthToSpace SpaceToDepth", "identity": "Identity",
+    "unsqueeze": "Unsqueeze", "flatten": "Flatten", "pixel_shuffle": "DepthToSpace SpaceToDepth",
+    "identity": "Identity",
     "adaptive_max_pool2d": "GlobalMaxPool", "conv": "Conv ConvTranspose ConvInteger",
     "pool": "MaxPool AveragePool LpPool GlobalAveragePool",
 }  # fmt: skip
@@ -86,7 +88,7 @@ def _step(node: onnx.NodeProto, static: StaticGraph) -> Step:
 
 
 def _is_setting(node: onnx.NodeProto, name: str) -> bool:
-    """Constant operands after the first that only set an operator up (a target shape, axes, pads) are no tensors of it."""
+    """Whether a constant operand only sets the operator up (a target shape, axes, pads)."""
     return name in list(node.input)[1:] and node.op_type in _WITH_SETTINGS
 
 
@@ -128,9 +130,8 @@ def _canonical(
     if name == "Gemm":
         return "linear", {}
     if name == "Clip":
-        low, high = (_scalar(node, i, static) for i in (1, 2))
-        low = given.get("min", low)
-        high = given.get("max", high)
+        low = given.get("min", _scalar(node, 1, static))
+        high = given.get("max", _scalar(node, 2, static))
         return ("relu6" if (low, high) == (0, 6) else "clamp"), {}
     if name == "Resize":
         return kind, {"mode": given.get("mode", "nearest")}
@@ -166,9 +167,7 @@ def _padding(given: Mapping[str, Attribute], kernel: tuple[int, ...], dilation: 
     return pads[:count] if pads[:count] == pads[count:] else pads
 
 
-def _convolution(
-    given: Mapping[str, Attribute], specs: Sequence[TensorSpec], transposed: bool
-) -> dict[str, Attribute]:
+def _convolution(given: Mapping[str, Attribute], specs: Sequence[TensorSpec], transposed: bool) -> dict[str, Attribute]:
     kernel = specs[1].shape[2:]
     count = len(kernel)
     dilation = _ints(given.get("dilations"), count, 1)
