@@ -81,12 +81,14 @@ def graph_of_program(
 
 
 class _Builder:
-    def __init__(self,
+    def __init__(
+        self,
         program: Program,
         batch: int,
         user_inputs: dict[str, torch.Tensor],
         file_batch: int | None,
-        format: str,) -> None:
+        format: str,
+    ) -> None:
         self._program = program
         self._batch = batch
         self._user_inputs = user_inputs

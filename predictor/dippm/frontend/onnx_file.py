@@ -143,7 +143,7 @@ def _check_dims(dims: object, what: str, shown: str) -> None:
 def _strip(view: memoryview, message: str, shown: str) -> bytearray:
     """Copy a message without the data of its large tensors.
 
-    Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint, 8, 4 or a counted run of bytes).
+    Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint or some bytes).
     """
     kept = bytearray()
     position, end = 0, len(view)

@@ -188,7 +188,9 @@ class _Folder:
             types = self._infer_function(node, read)
         for kind in map(types.get, outputs):
             if kind is None or not _is_static(kind):
-                raise UnsupportedOperator(f"operator onnx.{shown} is not supported: its shape depends on the input's data")
+                raise UnsupportedOperator(
+                    f"operator onnx.{shown} is not supported: its shape depends on the input's data"
+                )
             spec = spec_of(kind)
             if any(not 0 <= d <= MAX_DIM for d in spec.shape) or spec.numel > MAX_NUMEL:
                 raise InputShapeError(f"the model makes a tensor too large to be meant: {shown} puts out {spec.shape}")

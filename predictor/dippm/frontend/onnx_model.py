@@ -3,7 +3,7 @@
 1. Read it without its weights and validate it (`onnx_file`).
 2. Bind the batch and the shapes asked for; make every shape static (`onnx_fold`).
 3. Express the nodes in Relax (`relax`).
-4. Name them in the canonical vocabulary and put together what frameworks run as one operator 
+4. Name them in the canonical vocabulary and put together what frameworks run as one operator
    (`onnx_steps`, `onnx_fuse`).
 5. Number values and operators.
 

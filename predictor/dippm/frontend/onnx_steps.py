@@ -36,7 +36,7 @@ _NAMES_BY_KIND = {
     "sum": "ReduceSum ReduceSumSquare ReduceLogSum ReduceLogSumExp", "max": "ReduceMax", "min": "ReduceMin",
     "prod": "ReduceProd", "norm": "ReduceL1 ReduceL2 LpNormalization", "argmax": "ArgMax ArgMin Hardmax",
     "cumsum": "CumSum", "topk": "TopK", "concat": "Concat", "pad": "Pad", "gather": "GatherElements",
-    "scatter": "ScatterElements ScatterND Scatter", "index": "Gather GatherND", "repeat": "Tile", 
+    "scatter": "ScatterElements ScatterND Scatter", "index": "Gather GatherND", "repeat": "Tile",
     "flip": "ReverseSequence",
     "tril": "Trilu", "one_hot": "OneHot", "full": "ConstantOfShape EyeLike", "arange": "Range", "reshape": "Reshape",
     "permute": "Transpose", "expand": "Expand", "slice": "Slice", "split": "Split", "squeeze": "Squeeze",

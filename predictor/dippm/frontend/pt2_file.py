@@ -52,7 +52,15 @@ def _deserialize(content: Pt2Content, shown: str) -> Program:
         result = serialize.GraphModuleDeserializer().deserialize(
             described.graph_module, _meta_tensors(content.weights), _meta_tensors(content.constants), None, {}
         )
-    except (AssertionError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, serialize.SerializeError) as e:
+    except (
+        AssertionError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        serialize.SerializeError,
+    ) as e:
         first = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ModelFormatError(
             f"{shown} is not a .pt2 that torch {torch.__version__.partition('+')[0]} reads ({first[:160]}): export it "
@@ -109,7 +117,9 @@ def _bind(
         shape = own
         if name in asked:
             shape = (batch, *asked[name].shape)
-            if len(shape) != len(own) or any(o != s and not f for o, s, f in zip(own[1:], shape[1:], free[1:], strict=True)):
+            if len(shape) != len(own) or any(
+                o != s and not f for o, s, f in zip(own[1:], shape[1:], free[1:], strict=True)
+            ):
                 raise InputShapeError(
                     f"input {name!r} of {shown} is {list(own[1:])} without the batch, which {list(asked[name].shape)} "
                     "does not fit"
