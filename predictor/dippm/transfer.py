@@ -101,13 +101,20 @@ class Table:
     def log_ratio(self, work: Work, source_us: Array, source: Hardware, target: Hardware) -> Array:
         """log(t_target / t_source) of each operator, [n]."""
         roof = work.roof_us(source)
-        efficiency = np.minimum(1.0, roof / np.maximum(source_us, 1e-6))
-        weight = efficiency / (efficiency + self.half_efficiency)
-        balance = np.log2(np.maximum(work.arithmetic_us(source), 1e-9) / np.maximum(work.memory_us(source), 1e-9))
-        corner = basis(balance, self.balance)[:, :, None] * basis(np.log2(efficiency), self.efficiency)[:, None, :]
+        balance, efficiency = self.coordinates(work, source_us, source)
+        reached = np.exp2(efficiency)
+        weight = reached / (reached + self.half_efficiency)
+        corner = basis(balance, self.balance)[:, :, None] * basis(efficiency, self.efficiency)[:, None, :]
         fitted = np.einsum("nbe,be->n", corner, self.values)
         ratio: Array = weight * np.log(work.roof_us(target) / roof) + fitted
         return ratio
+
+    @staticmethod
+    def coordinates(work: Work, source_us: Array, source: Hardware) -> tuple[Array, Array]:
+        """log2 of balance and of efficiency on the source card, each [n]."""
+        efficiency = np.minimum(1.0, work.roof_us(source) / np.maximum(source_us, 1e-6))
+        balance = np.maximum(work.arithmetic_us(source), 1e-9) / np.maximum(work.memory_us(source), 1e-9)
+        return np.log2(balance), np.log2(efficiency)
 
 
 def basis(x: Array, knots: Sequence[float]) -> Array:
