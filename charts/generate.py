@@ -25,7 +25,16 @@ VALUES = HERE / "dippm" / "values.yaml"
 VALUES_SCHEMA = HERE / "dippm" / "values.schema.json"
 
 OPEN_OBJECTS = frozenset(
-    {"nodeSelector", "affinity", "podAnnotations", "annotations", "resources", "issuerRef", "declaredProfiles", "labels"}
+    {
+        "nodeSelector",
+        "affinity",
+        "podAnnotations",
+        "annotations",
+        "resources",
+        "issuerRef",
+        "declaredProfiles",
+        "labels",
+    }
 )
 """Values whose keys are the user's own; everywhere else an unknown key is a spelling mistake and refused."""
 ENUMS = {
@@ -40,7 +49,8 @@ def crd_template() -> str:
     crd["metadata"].setdefault("annotations", {})["helm.sh/resource-policy"] = "keep"
     text = yaml.safe_dump(crd, sort_keys=False, width=120)
     text = text.replace("{{", "{{ `{{` }}")
-    return "# Generated from crds/ by charts/generate.py; change it there.\n" + text
+    head = "# Generated from crds/ by charts/generate.py; change it there.\n"
+    return head + "{{- if .Values.crds.enabled }}\n" + text + "{{- end }}\n"
 
 
 def comments(text: str) -> dict[tuple[str, ...], str]:

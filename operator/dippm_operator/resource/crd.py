@@ -48,7 +48,10 @@ _RULES: Mapping[str, list[dict[str, str]]] = {
         },
     ],
     "spec.policy": [
-        {"rule": "self.onUnknown != 'Fallback' || has(self.fallbackProfile)", "message": FALLBACK_MESSAGE},
+        {  # has(): the API server checks the default `{}` before it fills the fields' own defaults in
+            "rule": "!has(self.onUnknown) || self.onUnknown != 'Fallback' || has(self.fallbackProfile)",
+            "message": FALLBACK_MESSAGE,
+        },
     ],
     "spec.generation": [
         {"rule": "self.maxNewTokens <= self.maxContextTokens", "message": GENERATION_MESSAGE},
@@ -115,7 +118,9 @@ def custom_resource_definition() -> dict[str, Any]:
 
 def render() -> str:
     """The generated file."""
-    head = "# Generated from the typed models by `make crds` (python -m dippm_operator.resource.crd). Do not edit.\n"
+    head = (
+        "# Generated from the typed models by `make generate` (python -m dippm_operator.resource.crd). Do not edit.\n"
+    )
     return head + yaml.safe_dump(custom_resource_definition(), sort_keys=False, width=120)
 
 

@@ -74,7 +74,7 @@ class Policy(Part):
     """Auto sizes pods; Recommend writes the status and touches nothing."""
     oom_risk_percent: Annotated[Int, Field(ge=1, le=50)] = 1
     """Risk of running out of memory that the upper bound is taken at, percent."""
-    headroom_mib: Annotated[Int, Field(ge=0, le=1_048_576)] = Field(default=0, alias="headroomMiB")
+    headroom_mib: Annotated[Int, Field(ge=0, le=1_048_576, alias="headroomMiB")] = 0
     """Added to what the prediction requires, MiB."""
     max_latency_milliseconds: Annotated[Int, Field(ge=1, le=86_400_000)] | None = None
     """The smallest profile that is also this fast, milliseconds a forward pass."""
@@ -86,7 +86,7 @@ class Policy(Part):
         | None
     ) = None
     """Only these profiles; all of the device's when left out."""
-    allow_full_gpu: Flag = Field(default=False, alias="allowFullGPU")
+    allow_full_gpu: Annotated[Flag, Field(alias="allowFullGPU")] = False
     """Take a whole GPU (nvidia.com/gpu) when no profile fits."""
     allocator: AllocatorPolicy = AllocatorPolicy.AS_IS
     """Expandable sets expandable_segments:True on the container, never over its own value, and sizes for it."""

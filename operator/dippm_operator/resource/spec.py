@@ -76,7 +76,7 @@ class InferenceJobSpec(Part):
     """A PodTemplateSpec, run as a batch/v1 Job."""
     target_ref: TargetReference | None = None
     """An existing workload, sized at admission."""
-    run_id: Annotated[str, Field(min_length=1, max_length=63)] = Field(default="1", alias="runID")
+    run_id: Annotated[str, Field(min_length=1, max_length=63, alias="runID")] = "1"
     """A changed runID runs the Job again; nothing else does."""
 
     @field_validator("template")

@@ -98,7 +98,7 @@ class Recommendation(Part):
     """Extended resource, e.g. nvidia.com/mig-1g.5gb; absent where no profile fits."""
     reason: Annotated[str, Field(max_length=63)]
     """One CamelCase word: why this one."""
-    tolerate_gpu_taint: Flag = Field(default=False, alias="tolerateGPUTaint")
+    tolerate_gpu_taint: Annotated[Flag, Field(alias="tolerateGPUTaint")] = False
     """Nodes that offer the slice have the taint nvidia.com/gpu: pods get a toleration for it."""
 
     @property
@@ -121,6 +121,11 @@ class CandidateStatus(Part):
     latency_microseconds: Annotated[Int, Field(ge=0, json_schema_extra=LONG)]
     """One forward pass on this slice, microseconds."""
 
+    @property
+    def latency_ms(self) -> float:
+        """The same in milliseconds: with it, a candidate is one that `dippm.policy.choose` can look at."""
+        return self.latency_microseconds / 1_000
+
 
 class WorkloadStatus(Part):
     """The workload that carries the size."""
@@ -133,7 +138,7 @@ class WorkloadStatus(Part):
     """Name of the workload."""
     uid: str = ""
     """UID of the workload: another one of the same name is another run."""
-    run_id: str = Field(default="", alias="runID")
+    run_id: Annotated[str, Field(alias="runID")] = ""
     """The spec.runID that the Job was made for."""
     finished_at: Annotated[str | None, Field(json_schema_extra=TIME)] = None
     """When the Job finished, succeeded or failed."""

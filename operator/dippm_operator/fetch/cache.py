@@ -1,0 +1,71 @@
+"""Artifacts kept on disk, within a number of bytes: the least recently used go first, never one that is in use."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass(slots=True)
+class Entry:
+    """One artifact on disk."""
+
+    path: Path
+    size_bytes: int
+    etag: str
+    last_modified: str
+    content_digest: str
+    pins: int = field(default=0)
+    """How many are reading it now."""
+
+
+class ArtifactCache:
+    """Files by URI. Not for several processes: the folder is this one's own and is emptied at the start.
+
+    An entry says nothing about who may see it: whoever uses it asks the store first, under his own credentials.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all entries."""
+        return sum(entry.size_bytes for entry in self._entries.values())
+
+    def get(self, uri: str) -> Entry | None:
+        """The entry of a URI, now the most recently used."""
+        entry = self._entries.get(uri)
+        if entry is not None:
+            self._entries.move_to_end(uri)
+        return entry
+
+    def new_path(self, uri: str, tag: str) -> Path:
+        """Where a download is written; the name keeps the URI's own, because its suffix may be a hint."""
+        name = PurePosixPath(unquote(urlsplit(uri).path)).name or "model"
+        folder = self._folder / hashlib.sha256(f"{uri}\0{tag}".encode()).hexdigest()[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name[-100:]
+
+    def put(self, uri: str, entry: Entry) -> None:
+        """Keep an artifact, and let others go until all are within the limit."""
+        if (old := self._entries.pop(uri, None)) is not None and old.path != entry.path:
+            self._remove(old)
+        self._entries[uri] = entry
+        for other in list(self._entries):
+            if self.held_bytes <= self._max_bytes:
+                break
+            if other != uri and self._entries[other].pins == 0:
+                self._remove(self._entries.pop(other))
+
+    @staticmethod
+    def _remove(entry: Entry) -> None:
+        shutil.rmtree(entry.path.parent, ignore_errors=True)
