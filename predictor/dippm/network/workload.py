@@ -86,6 +86,8 @@ def _workload(graph: ModelGraph, operator: Operator) -> Workload:
     owned = [values[value].spec for value in operator.outputs if values[value].alias_of is None]
     aliased = bool(outputs) and not owned
     arguments = [values[value].spec for value in operator.inputs]
+    if operator.target.startswith(_ADDEND_FIRST):
+        arguments = [*arguments[1:], arguments[0]]
     first = arguments[0] if arguments else (outputs[0] if outputs else TensorSpec((), "float32"))
     result = outputs[0] if outputs else first
     attributes = operator.attributes
@@ -126,6 +128,9 @@ def _workload(graph: ModelGraph, operator: Operator) -> Workload:
         transposed=operator.kind.endswith("_transpose"),
     )
 
+
+_ADDEND_FIRST = ("aten.addmm", "aten.baddbmm")
+"""Calls whose first argument is what is added to the product."""
 
 _VIEW_KINDS = frozenset(
     {"reshape", "transpose", "permute", "expand", "slice", "select", "split", "squeeze", "unsqueeze", "flatten",
