@@ -149,13 +149,21 @@ def test_eager_never_frees_earlier_than_a_graph(model: ModelGraph) -> None:
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("x = self.relu(self.bn(x))", Statement(("x",), frozenset({"x"}), "", frozenset({"relu", "bn"}), 0)),
-        ("q, k, v = qkv.unbind(0)", Statement(("q", "k", "v"), frozenset({"qkv"}), "", frozenset(), 1)),
-        ("x += shortcut", Statement(("x",), frozenset({"x", "shortcut"}), "", frozenset(), 1)),
-        ("outs.append(self.pool(x))", Statement((), frozenset({"x"}), "outs", frozenset({"pool"}), 1)),
-        ("return torch.cat(outs, 1)", Statement((), frozenset({"outs"}), "", frozenset(), 1)),
-        ("x = F.scaled_dot_product_attention(", Statement(("x",), frozenset(), "", frozenset(), 1)),
-        ("attn_mask=attn_mask, is_causal=is_causal)", Statement((), frozenset({"attn_mask", "is_causal"}))),
+        ("x = self.relu(self.bn(x))", Statement(("x",), frozenset({"x"}), methods=frozenset({"relu", "bn"}))),
+        ("q, k, v = qkv.unbind(0)", Statement(("q", "k", "v"), frozenset({"qkv"}), operations=1)),
+        ("q, k = p[0], p[1]", Statement(("q", "k"), frozenset({"p"}), unpacks=True)),
+        ("x += shortcut", Statement(("x",), frozenset({"x", "shortcut"}), operations=1)),
+        (
+            "outs.append(self.pool(x))",
+            Statement((), frozenset({"x"}), grows="outs", methods=frozenset({"pool"}), operations=1),
+        ),
+        ("return torch.cat(outs, 1)", Statement((), frozenset({"outs"}), operations=1)),
+        (
+            "x = up(x) + skips.pop()",
+            Statement(("x",), frozenset({"x"}), "", frozenset({"skips"}), callees=1, operations=3),
+        ),
+        ("x = F.scaled_dot_product_attention(", Statement(("x",), frozenset(), callees=1, operations=1)),
+        ("attn_mask=attn_mask, is_causal=True)", Statement((), frozenset({"attn_mask"}), callees=1)),
     ],
 )
 def test_what_a_line_binds_and_reads(code: str, expected: Statement) -> None:
