@@ -23,7 +23,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dippm.case import Runtime
+from dippm.case import Mode, Runtime
 from dippm.frontend import graph_from_module
 from dippm.graph import ModelGraph
 from dippm.replay import levels, lifetimes
@@ -84,16 +84,18 @@ class Row:
         return 100 * (found - self.reference) / (self.placed + self.reference)
 
 
-def replayed(graph: ModelGraph, runtime: Runtime) -> int:
+def replayed(graph: ModelGraph, runtime: Runtime, mode: Mode) -> int:
     """Peak of the replayed activations, workspaces left out."""
-    return max(level.inside for level in levels(graph, lifetimes(graph, runtime), (0,) * len(graph.operators)))
+    return max(level.inside for level in levels(graph, lifetimes(graph, runtime, mode), (0,) * len(graph.operators)))
 
 
 def compare(case: ZooCase) -> Row:
     """Reference and replay of one network on the meta device."""
     module, inputs = build(case)
     placed = [*module.parameters(), *module.buffers(), *inputs]
-    with torch.inference_mode(), LiveStorages(placed) as live:
+    autograd = case.mode is Mode.AUTOGRAD
+    module.requires_grad_(autograd)
+    with torch.inference_mode(not autograd), torch.set_grad_enabled(autograd), LiveStorages(placed) as live:
         out = module(*inputs)
     del out
     graph = graph_from_module(module, inputs, batch=case.batch)
@@ -101,19 +103,19 @@ def compare(case: ZooCase) -> Row:
         name=f"{case.network.architecture} {'x'.join(str(d) for i in case.network.inputs for d in i.shape)}",
         placed=sum(round_size(t.numel() * t.element_size()) for t in {id(t): t for t in placed}.values()),
         reference=live.peak,
-        eager=replayed(graph, Runtime.EAGER),
-        graph=replayed(graph, Runtime.GRAPH),
+        eager=replayed(graph, Runtime.EAGER, case.mode),
+        graph=replayed(graph, Runtime.GRAPH, case.mode),
     )
 
 
-def networks(only: str, random_networks: int, batch: int) -> Iterator[ZooCase]:
+def networks(only: str, random_networks: int, batch: int, mode: Mode = Mode.INFERENCE) -> Iterator[ZooCase]:
     """Each declared network once, then random ones."""
     seen: set[str] = set()
     for member in [*declared(), *random_members(random_networks, seed=7)]:
         name = member.network.architecture
         if name not in seen and only in name:
             seen.add(name)
-            yield ZooCase(member.network, batch, family=member.family, super_family=member.super_family)
+            yield ZooCase(member.network, batch, mode=mode, family=member.family, super_family=member.super_family)
 
 
 def summary(name: str, errors: Sequence[float]) -> str:
@@ -130,28 +132,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="networks whose name holds this")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--mode", choices=["inference", "autograd"], default="inference")
     parser.add_argument("--random", type=int, default=20, help="random networks beside the declared ones")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows: list[Row] = []
     failed = 0
-    for case in networks(options.only, options.random, options.batch):
+    for case in networks(options.only, options.random, options.batch, Mode(options.mode)):
         try:
             row = compare(case)
         except Exception as error:  # a network that cannot run on meta is listed; the others still count
             failed += 1
-            print(f"{case.network.architecture:36s} not compared: {type(error).__name__}: {str(error)[:110]}", flush=True)
+            print(
+                f"{case.network.architecture:36s} not compared: {type(error).__name__}: {str(error)[:110]}", flush=True
+            )
             continue
         rows.append(row)
         print(
-            f"{row.name:36s} activations {row.reference / MIB:9.1f} MiB   eager {row.activations_error(row.eager):7.2f} %"
-            f"   last use {row.activations_error(row.graph):7.2f} %",
+            f"{row.name:36s} activations {row.reference / MIB:9.1f} MiB   "
+            f"eager {row.activations_error(row.eager):7.2f} %   last use {row.activations_error(row.graph):7.2f} %",
             flush=True,
         )
     if not rows:
         return 1
-    print(f"\n{len(rows)} networks compared, {failed} not; batch {options.batch}; torch {torch.__version__}")
+    print(f"\n{len(rows)} networks compared, {failed} not; {options.mode}, batch {options.batch}, {torch.__version__}")
     print(summary("eager rules, of the whole peak", [r.peak_error(r.eager) for r in rows]))
     print(summary("last use, of the whole peak", [r.peak_error(r.graph) for r in rows]))
     print(summary("eager rules, of the activations", [r.activations_error(r.eager) for r in rows]))

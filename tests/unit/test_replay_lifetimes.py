@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from tests.strategies import model_graphs
@@ -116,10 +118,20 @@ def test_views_and_dropout_in_evaluation_share_a_storage() -> None:
 
 
 def test_autograd_keeps_what_backward_reads() -> None:
+    """relu saves its result, a product of two weights' descendants both factors, an addition nothing."""
     model = graph(("conv2d", (0,), "", ""), ("relu", (1,), "", ""), ("add", (2, 2), "", ""), ("mean", (3,), "", ""))
-    lives = lifetimes(model, Runtime.EAGER, Mode.AUTOGRAD)
+    weights = replace(model, values=(replace(model.values[0], kind=ValueKind.PARAMETER), *model.values[1:]))
+    lives = lifetimes(weights, Runtime.EAGER, Mode.AUTOGRAD)
     assert set(lives.kept) == {2, 4}
     assert [v for freed in lives.freed for v in freed] == [1, 3]
+    assert set(lifetimes(model, Runtime.EAGER, Mode.AUTOGRAD).kept) == {4}, "nothing requires a gradient"
+
+
+def test_autograd_keeps_the_indices_of_a_pooling() -> None:
+    model = graph(("max_pool2d", (0,), "", ""), ("relu", (1,), "", ""))
+    weights = replace(model, values=(replace(model.values[0], kind=ValueKind.PARAMETER), *model.values[1:]))
+    assert lifetimes(weights, Runtime.EAGER, Mode.AUTOGRAD).extras == (8 * SPEC.numel, 0)
+    assert lifetimes(weights, Runtime.EAGER).extras == (0, 0)
 
 
 @given(model_graphs())

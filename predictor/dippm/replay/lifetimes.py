@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from dippm.case import Mode, Runtime
 from dippm.graph import ModelGraph, ValueKind
-from dippm.replay.saved import saved_for_backward
+from dippm.replay.saved import kept_extras, saved_for_backward
 from dippm.replay.statements import Frame, Statement, frames
 
 _RETURNS_ITS_INPUT = frozenset({"dropout", "identity"})
@@ -38,6 +38,8 @@ class Lifetimes:
     """Per operator: storages freed once it is done, before the next one starts."""
     kept: tuple[int, ...]
     """Storages of the graph's outputs, and of what is saved for backward: freed when the result is released."""
+    extras: tuple[int, ...]
+    """Per operator: bytes beside its outputs that it leaves behind for the backward pass, freed as late."""
 
 
 def storages(graph: ModelGraph) -> tuple[int, ...]:
@@ -87,8 +89,10 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
         for storage, end in holds.until.items():
             until[storage] = max(until[storage], end)
     at_the_end = [owner[value] for value in graph.outputs]
+    extras = (0,) * len(graph.operators)
     if mode is Mode.AUTOGRAD:
         at_the_end += [owner[value] for value in saved_for_backward(graph)]
+        extras = kept_extras(graph)
     kept = tuple(storage for storage in dict.fromkeys(at_the_end) if storage in born)
     allocated: list[list[int]] = [[] for _ in graph.operators]
     freed: list[list[int]] = [[] for _ in graph.operators]
@@ -96,7 +100,7 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
         allocated[index].append(storage)
     for storage in born.keys() - set(kept):
         freed[until[storage]].append(storage)
-    return Lifetimes(tuple(map(tuple, allocated)), tuple(tuple(sorted(ids)) for ids in freed), kept)
+    return Lifetimes(tuple(map(tuple, allocated)), tuple(tuple(sorted(ids)) for ids in freed), kept, extras)
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ CUBLAS_KINDS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
 """Kinds that call cuBLAS, which then keeps a workspace for good."""
 
 Step = tuple[int, int]
-"""(slot, bytes): bytes above 0 allocate into the slot, 0 frees what is in it. Slots from 0 on are storages, those
-below 0 live inside one operator."""
+"""(slot, bytes): bytes above 0 allocate into the slot, 0 frees what is in it. Slots from 0 on are storages, then what
+operators leave for backward; those below 0 live inside one operator."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def program(
     size = [value.spec.nbytes for value in graph.values]
     steps: list[Step] = []
     cublas_at = -1
+    first_extra = len(size)
     for index, operator in enumerate(graph.operators):
         if cublas_at < 0 and operator.kind in CUBLAS_KINDS:
             cublas_at = len(steps)
@@ -72,8 +73,11 @@ def program(
             steps += [(storage, size[storage]) for storage in outputs]
             if workspaces[index] > 0:
                 steps += [(-1, workspaces[index]), (-1, 0)]
+        if lives.extras[index]:
+            steps.append((first_extra + index, lives.extras[index]))
         steps += [(storage, 0) for storage in lives.freed[index] if size[storage]]
     steps += [(storage, 0) for storage in lives.kept if size[storage]]
+    steps += [(first_extra + index, 0) for index, extra in enumerate(lives.extras) if extra]
     return Program(
         weights=tuple(
             size[i]
@@ -122,6 +126,7 @@ def levels(graph: ModelGraph, lives: Lifetimes, workspaces: Sequence[int]) -> tu
     for index in range(len(graph.operators)):
         before = now
         now += sum(size[storage] for storage in lives.allocated[index])
+        now += round_size(lives.extras[index]) if lives.extras[index] else 0
         inside = now + (round_size(workspaces[index]) if workspaces[index] > 0 else 0)
         now -= sum(size[storage] for storage in lives.freed[index])
         timeline.append(Level(before, inside, now))
