@@ -34,14 +34,15 @@ class News:
 
 
 def changes(previous: Sequence[Condition], current: Sequence[Condition]) -> list[News]:
-    """News of conditions whose status or reason changed. Pure."""
+    """News of conditions whose status or reason changed, the same news once. Pure."""
     old = {c.type: (c.status, c.reason) for c in previous}
-    return [
+    news = [
         News(warning=(c.status == "True") == (c.type in _BAD_WHEN_TRUE), reason=c.reason, message=c.message)
         for c in current
         if c.type in _NEWS and c.status != "Unknown" and old.get(c.type) != (c.status, c.reason)
         if not (c.type in _BAD_WHEN_TRUE and c.status == "False")
     ]
+    return list(dict.fromkeys(news))
 
 
 def event_body(job: InferenceJob, news: News, *, instance: str, now: datetime) -> dict[str, Any]:

@@ -140,7 +140,8 @@ class Reconciler:
             "observedGeneration": generation,
             "conditions": [c.model_dump(mode="json", by_alias=True, exclude_none=True) for c in conditions],
         }
-        await self._api.replace(f"{_path(metadata)}/status", dict(body) | {"status": status})
+        written = await self._api.replace(f"{_path(metadata)}/status", dict(body) | {"status": status})
+        self._state.see_inference_job(None, written)
         logger.warning("%s/%s: %s", metadata.get("namespace"), metadata["name"], error)
 
 
