@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dippm.case import Allocator, Case, Precision, Runtime
@@ -57,7 +58,7 @@ def predict(
         device=resolve_device(device).product,
     )
     with watch.stage("load"):
-        artifact = open_artifact(path, framework=framework)
+        artifact = open_artifact(Path(path), framework=framework)
     with watch.stage("convert"):
         graph = load_graph(artifact, batch=batch, inputs=_inputs(input), trust_pickle=trust_pickle)
     return predict_graph(graph, case, policy, stopwatch=watch)

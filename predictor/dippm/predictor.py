@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dippm.graph import ModelGraph
     from dippm.network.bundle import Bundle, Estimates
     from dippm.network.compose import Composition
+    from dippm.replay import Replay
 
 
 @dataclass
@@ -60,8 +61,9 @@ def predict_graph(
     """
     from dippm.features import static_features
     from dippm.network.bundle import load_bundle
-    from dippm.network.compose import compose, correct
+    from dippm.network.compose import correct
     from dippm.network.workload import workloads
+    from dippm.replay import replay
 
     watch = stopwatch or Stopwatch()
     device = device or resolve_device(case.device)
@@ -73,10 +75,18 @@ def predict_graph(
         cast = graph.cast(case.precision.float_dtype)
         estimates = bundle.estimate(cast, measured, risk_percent=policy.oom_risk_percent)
     with watch.stage("replay"):
-        composed = compose(cast, measured, estimates)
+        replayed = replay(
+            cast,
+            runtime=measured.runtime,
+            allocator=case.allocator,
+            mode=case.mode,
+            workspaces=estimates.workspace_bytes,
+            cublas_bytes=target.cublas_workspace_bytes,
+        )
+    with watch.stage("choose"):
         work = workloads(cast)
         clock = _Clock(estimates, transfer.Work.of(work, case.precision), hardware(bundle.device), target)
-        whole = correct(_timed(composed, clock.on()), estimates)
+        whole = correct(_composed(replayed, clock.on()), estimates)
         need = memory.cap(
             cast,
             measured,
@@ -84,16 +94,16 @@ def predict_graph(
             composed=whole,
             estimates=estimates,
             is_proxy=runtime.is_proxy,
+            target=target,
             unmeasured_architecture=clock.source.architecture != target.architecture,
         )
-    with watch.stage("choose"):
         candidates = tuple(
             memory.requirement(
                 device,
                 profile,
                 need,
                 policy,
-                latency_ms=correct(_timed(composed, clock.on(slice_of(device, profile))), estimates).latency_ms,
+                latency_ms=correct(_composed(replayed, clock.on(slice_of(device, profile))), estimates).latency_ms,
             )
             for profile in (device.with_full_gpu() if policy.allow_full_gpu else device.profiles)
         )
@@ -147,9 +157,10 @@ class _Clock:
         return transfer.carry_over(self.estimates, self.work, self.source, self.target, part=part)
 
 
-def _timed(composed: Composition, estimates: Estimates) -> Composition:
-    """The composition with the two clocks, and what hangs on them, of other costs; memory as it was."""
+def _composed(replayed: Replay, estimates: Estimates) -> Composition:
+    """Memory as replayed, and the two clocks and the energy of these costs; without the graph's residuals."""
     from dippm.network import clocks
+    from dippm.network.compose import Composition
 
     latency = clocks.latency_ms(
         estimates.host_us,
@@ -158,8 +169,12 @@ def _timed(composed: Composition, estimates: Estimates) -> Composition:
         host_pass_us=estimates.host_pass_us,
         gap_us=estimates.gap_us,
     )
-    return replace(
-        composed,
+    return Composition(
+        weights_bytes=replayed.weights_bytes,
+        inputs_bytes=replayed.inputs_bytes,
+        allocated_bytes=replayed.allocated_bytes,
+        reserved_bytes=replayed.reserved_bytes,
+        min_cap_bytes=replayed.min_cap_bytes,
         device_ms=clocks.device_ms(estimates.kernel_us, estimates.kernels, estimates.gap_us),
         host_ms=clocks.host_ms(estimates.host_us, estimates.host_pass_us),
         latency_ms=latency,

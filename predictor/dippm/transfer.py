@@ -78,7 +78,8 @@ class Work:
 
     def roof_us(self, card: Hardware) -> Array:
         """The longer of the two."""
-        return np.maximum(np.maximum(self.arithmetic_us(card), self.memory_us(card)), 1e-6)
+        roof: Array = np.maximum(np.maximum(self.arithmetic_us(card), self.memory_us(card)), 1e-6)
+        return roof
 
 
 @dataclass(frozen=True, slots=True)
