@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm_operator.resource.names import (
     DEFAULT_CONTAINER_ANNOTATION,
     INJECT_ANNOTATION,
@@ -104,3 +105,33 @@ def inference_jobs(draw: st.DrawFn, name: str = "resnet50", namespace: str = "vi
             recommendation["resource"] = "nvidia.com/mig-" + profile.replace("+", ".")
         body["status"] = {"recommendation": recommendation}
     return body
+
+
+@st.composite
+def model_graphs(draw: st.DrawFn, max_operators: int = 24) -> ModelGraph:
+    """Small graphs of every shape of data flow: branches, views, in-place results, several outputs, module scopes."""
+    sizes = st.sampled_from([1, 100, 128, 70_000, 262_144, 262_145, 1_000_000, 3_000_000, 5_300_000])
+    values = [Value(TensorSpec((draw(sizes),), "float32"), ValueKind.INPUT)]
+    values += [Value(TensorSpec((n,), "float32"), ValueKind.PARAMETER) for n in draw(st.lists(sizes, max_size=6))]
+    operators: list[Operator] = []
+    blocks = draw(st.lists(st.integers(0, 3), min_size=1, max_size=max_operators))
+    for index, block in enumerate(sorted(blocks)):
+        inputs = tuple(draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=3)))
+        alias = draw(st.sampled_from([None, None, None, inputs[0]]))
+        spec = values[alias].spec if alias is not None else TensorSpec((draw(sizes),), "float32")
+        name = draw(st.sampled_from(["x", "y", "outs"]))
+        line = draw(st.sampled_from([f"{name} = self.layer(x)", f"x = x + {name}", "outs.append(self.pool(y))", ""]))
+        source = f"block.py:{index}: {line}\nmodel.py:{block}: x = self.block{block}(x)" if line else ""
+        operators.append(
+            Operator(
+                draw(st.sampled_from(["conv2d", "linear", "add", "relu", "reshape", "dropout"])),
+                "aten.call",
+                inputs,
+                (len(values),),
+                scope=("", f"block{block}"),
+                source=source,
+            )
+        )
+        values.append(Value(spec, ValueKind.RESULT, index, alias))
+    outputs = tuple(draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=2)))
+    return ModelGraph(tuple(values), tuple(operators), (0,), outputs, batch=1)
