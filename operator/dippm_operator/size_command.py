@@ -172,7 +172,7 @@ async def _predict_all(documents: Sequence[Document], predictor: Predictor, devi
         return predicted
     with tempfile.TemporaryDirectory(prefix="dippm-size-") as folder:
         # It is the user's own machine, network and files: nothing is off limits but size and time.
-        limits = FetchLimits(blocked_networks=(), file_root=Path("/"))
+        limits = FetchLimits(blocked_networks=(), file_roots=(Path("/"),))
         fetcher = Fetcher(ArtifactCache(Path(folder) / "artifacts", limits.max_bytes), limits)
         try:
             for index, job in jobs.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -19,8 +19,10 @@ class Entry:
     etag: str
     last_modified: str
     content_digest: str
-    pins: int = field(default=0)
+    pins: int = 0
     """How many are reading it now."""
+    dropped: bool = False
+    """No longer in the cache: its file goes with the last reader."""
 
 
 class ArtifactCache:
@@ -57,15 +59,23 @@ class ArtifactCache:
 
     def put(self, uri: str, entry: Entry) -> None:
         """Keep an artifact, and let others go until all are within the limit."""
-        if (old := self._entries.pop(uri, None)) is not None and old.path != entry.path:
-            self._remove(old)
+        if (old := self._entries.pop(uri, None)) is not None:
+            self._drop(old)
         self._entries[uri] = entry
         for other in list(self._entries):
             if self.held_bytes <= self._max_bytes:
                 break
             if other != uri and self._entries[other].pins == 0:
-                self._remove(self._entries.pop(other))
+                self._drop(self._entries.pop(other))
+
+    def release(self, entry: Entry) -> None:
+        """One reader less."""
+        entry.pins -= 1
+        if entry.dropped:
+            self._drop(entry)
 
     @staticmethod
-    def _remove(entry: Entry) -> None:
-        shutil.rmtree(entry.path.parent, ignore_errors=True)
+    def _drop(entry: Entry) -> None:
+        entry.dropped = True
+        if entry.pins == 0:
+            shutil.rmtree(entry.path.parent, ignore_errors=True)

@@ -63,7 +63,7 @@ class Fetcher:
                 check_digest(shown(uri), entry.content_digest, digest)
             yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.etag, entry.content_digest)
         finally:
-            entry.pins -= 1
+            self._cache.release(entry)
 
     async def _current(self, uri: str) -> tuple[Entry, int]:
         """The entry with the store's present content, and the bytes that had to be fetched for it."""

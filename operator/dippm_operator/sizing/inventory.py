@@ -60,11 +60,12 @@ class Inventory:
 
 def inventory_of(nodes: Iterable[Mapping[str, Any]]) -> Inventory:
     """Read v1 Node objects. A node that is being repartitioned is left out: what it says may be stale."""
-    offers = [offer for node in nodes if (offer := _offer(node)) is not None]
+    offers = [offer for node in nodes if (offer := node_offer(node)) is not None]
     return Inventory(tuple(offers))
 
 
-def _offer(node: Mapping[str, Any]) -> NodeOffer | None:
+def node_offer(node: Mapping[str, Any]) -> NodeOffer | None:
+    """What one v1 Node offers; None without a GPU, or while it is being repartitioned."""
     labels: Mapping[str, str] = (node.get("metadata") or {}).get("labels") or {}
     if labels.get(_STATE_LABEL, "") not in _SETTLED or "paused-for-mig-change" in labels.values():
         return None

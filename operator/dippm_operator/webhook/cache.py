@@ -120,7 +120,9 @@ class JobCache:
                 self._version = ""
                 logger.info("the watch of InferenceJobs starts over: its resourceVersion is too old")
             except (ApiFailure, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                logger.warning("watching InferenceJobs: %s; again in %.1f s", error or type(error).__name__, backoff)
+                logger.warning(
+                    "watching InferenceJobs: %s; again in %.1f s", str(error) or type(error).__name__, backoff
+                )
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
 
