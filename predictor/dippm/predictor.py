@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from dippm.case import Case
     from dippm.graph import ModelGraph
     from dippm.network.bundle import Bundle, Estimates
-    from dippm.network.compose import Composition
-    from dippm.replay import Replay
 
 
 @dataclass
@@ -61,7 +59,7 @@ def predict_graph(
     """
     from dippm.features import static_features
     from dippm.network.bundle import load_bundle
-    from dippm.network.compose import correct
+    from dippm.network.compose import composition_of, correct
     from dippm.network.workload import workloads
     from dippm.replay import replay
 
@@ -86,7 +84,7 @@ def predict_graph(
     with watch.stage("choose"):
         work = workloads(cast)
         clock = _Clock(estimates, transfer.Work.of(work, case.precision), hardware(bundle.device), target)
-        whole = correct(_composed(replayed, clock.on()), estimates)
+        whole = correct(composition_of(replayed, clock.on()), estimates)
         need = memory.cap(
             cast,
             measured,
@@ -103,7 +101,7 @@ def predict_graph(
                 profile,
                 need,
                 policy,
-                latency_ms=correct(_composed(replayed, clock.on(slice_of(device, profile))), estimates).latency_ms,
+                latency_ms=correct(composition_of(replayed, clock.on(slice_of(device, profile))), estimates).latency_ms,
             )
             for profile in (device.with_full_gpu() if policy.allow_full_gpu else device.profiles)
         )
@@ -155,31 +153,6 @@ class _Clock:
     def on(self, part: Hardware | None = None) -> Estimates:
         """The estimates on the target, or on a slice of it."""
         return transfer.carry_over(self.estimates, self.work, self.source, self.target, part=part)
-
-
-def _composed(replayed: Replay, estimates: Estimates) -> Composition:
-    """Memory as replayed, and the two clocks and the energy of these costs; without the graph's residuals."""
-    from dippm.network import clocks
-    from dippm.network.compose import Composition
-
-    latency = clocks.latency_ms(
-        estimates.host_us,
-        estimates.kernel_us,
-        estimates.kernels,
-        host_pass_us=estimates.host_pass_us,
-        gap_us=estimates.gap_us,
-    )
-    return Composition(
-        weights_bytes=replayed.weights_bytes,
-        inputs_bytes=replayed.inputs_bytes,
-        allocated_bytes=replayed.allocated_bytes,
-        reserved_bytes=replayed.reserved_bytes,
-        min_cap_bytes=replayed.min_cap_bytes,
-        device_ms=clocks.device_ms(estimates.kernel_us, estimates.kernels, estimates.gap_us),
-        host_ms=clocks.host_ms(estimates.host_us, estimates.host_pass_us),
-        latency_ms=latency,
-        energy_j=estimates.static_w * latency / 1e3 + sum(estimates.energy_j),
-    )
 
 
 def _choose(candidates: tuple[Candidate, ...], policy: Policy, footprint_mib: float) -> Choice[Candidate]:

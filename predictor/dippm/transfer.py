@@ -70,7 +70,9 @@ class Work:
 
     def arithmetic_us(self, card: Hardware) -> Array:
         """Least time of the arithmetic, microseconds."""
-        return 1e6 * self.flops / np.array([card.flops[u] for u in self.unit])
+        rates = np.array([card.flops[u] for u in self.unit], dtype=np.float64)
+        time: Array = 1e6 * self.flops / rates
+        return time
 
     def memory_us(self, card: Hardware) -> Array:
         """Least time of the memory traffic, microseconds."""
