@@ -87,7 +87,7 @@ def test_an_upgrade_applies_values_and_keeps_the_ca_bundle(
     control_plane.request("PATCH", MUTATING, written, content_type="application/json-patch+json")
     helm.upgrade(CHART, RELEASE, {"webhook": {"replicas": 3, "timeoutSeconds": 4}}, namespace=namespace)
     deployment = control_plane.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/{RELEASE}-webhook")
-    (webhook,) = control_plane.get(MUTATING)["webhooks"]
+    webhook = control_plane.get(MUTATING)["webhooks"][0]
     assert deployment["spec"]["replicas"] == 3
     assert webhook["timeoutSeconds"] == 4
     assert webhook["clientConfig"]["caBundle"] == bundle

@@ -287,7 +287,6 @@ def test_the_operator_is_told_what_the_values_say() -> None:
 
 def test_the_processes_listen_where_the_ports_say() -> None:
     from dippm_operator.controller.settings import parse_settings as parse_operator
-
     from dippm_operator.webhook.settings import parse_settings as parse_webhook
 
     release = objects()
