@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from dippm.network.bundle import Estimates
-from dippm.network.calibration import UpperBound
 from onnx import TensorProto, helper, numpy_helper
 
 import dippm
 from dippm.case import Case
 from dippm.cli import main
 from dippm.graph import ModelGraph
+from dippm.network.bundle import Estimates
+from dippm.network.calibration import UpperBound
 
+MODELS = Path(__file__).parents[2] / "examples/models"
 GOLDEN = Path(__file__).parents[1] / "golden/predict_json_keys.json"
 
 
@@ -111,11 +112,14 @@ def test_a_model_too_large_for_every_profile_is_an_answer(tmp_path: Path, capsys
     assert "TooLargeForEveryProfile" in captured.err
 
 
-def test_the_call_of_the_papers_figure_5_unpacks_to_its_four(model: Path) -> None:
-    out = dippm.predict(framework="onnx", path=str(model), batch=32, input="3,32,32", device="A100")
+def test_the_call_of_the_papers_figure_5_unpacks_to_its_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(MODELS)
+    out = dippm.predict(framework="pytorch", path="vgg16.pt", batch=32, input="3,224,224", device="A100")
     text = "Predicted Memory {0} MB, Energy {1} J, Latency {2} ms, MIG {3}".format(*out)  # noqa: UP030 word for word
+    assert out.static_features["macs"] == pytest.approx(32 * 15.47e9, rel=0.01)
+    assert out.weights_mib == pytest.approx(138_357_544 * 4 / 2**20, rel=0.01)
     memory, energy, latency = round(out.memory_mib), round(out.energy_j, 3), round(out.latency_ms, 3)
-    assert text == f"Predicted Memory {memory} MB, Energy {energy} J, Latency {latency} ms, MIG 1g.5gb"
+    assert text == f"Predicted Memory {memory} MB, Energy {energy} J, Latency {latency} ms, MIG {out.mig_profile}"
 
 
 def as_onnx(made: onnx.ModelProto) -> bytes:
