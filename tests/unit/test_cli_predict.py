@@ -112,6 +112,7 @@ def test_a_model_too_large_for_every_profile_is_an_answer(tmp_path: Path, capsys
     assert "TooLargeForEveryProfile" in captured.err
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_call_of_the_papers_figure_5_unpacks_to_its_four(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(MODELS)
     out = dippm.predict(framework="pytorch", path="vgg16.pt", batch=32, input="3,224,224", device="A100")
