@@ -133,7 +133,7 @@ async def test_a_fault_lets_the_pod_in_with_a_warning(fault: Exception | None) -
     (warning,) = response["warnings"]
     assert warning.startswith("dippm could not look at this Pod, which stays as it is")
     assert "boom" not in warning  # what went wrong is for the log
-    kind = "Timeout" if fault is None else "Fault"
+    kind = "Timeout" if fault is None else "ApiServer" if isinstance(fault, ApiFailure) else "Fault"
     assert metrics.registry.get_sample_value("dippm_webhook_faults_total", {"endpoint": "mutate", "fault": kind}) == 1
 
 

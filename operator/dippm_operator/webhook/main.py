@@ -76,10 +76,8 @@ async def running(settings: Settings, connection: Connection) -> AsyncIterator[R
             )
         )
 
-        answerers = {
-            "mutate": PodPatches(cache, facts, metrics).answer,
-            "validate": JobValidation(cache, facts, metrics).answer,
-        }
+        pods, jobs = PodPatches(cache, facts, metrics), JobValidation(cache, facts, metrics)
+        answerers = {"mutate": pods.answer, "mutate-owned": pods.answer_owned, "validate": jobs.answer}
         reviews = review_application(answerers, settings, metrics)
         probes = web.Application()
         for application in (probes, reviews):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dippm.errors import ManifestError, UnknownDevice, UnknownProfile
 from dippm.profiles import Device, parse_profile, resolve_device
 from dippm_operator.resource import Allocation, InferenceJob, TargetReference
+from dippm_operator.webhook.owners import group_of
 
 FETCHED_SCHEMES = ("https", "http", "file")
 """Schemes of `spec.model.uri` that this version's operator reads."""
@@ -69,8 +70,8 @@ def older_rival(job: InferenceJob, others: Iterable[InferenceJob]) -> InferenceJ
 
 
 def _same(one: TargetReference, other: TargetReference) -> bool:
-    return (one.api_version.partition("/")[0], one.kind, one.name) == (
-        other.api_version.partition("/")[0],
+    return (group_of(one.api_version), one.kind, one.name) == (
+        group_of(other.api_version),
         other.kind,
         other.name,
     )
