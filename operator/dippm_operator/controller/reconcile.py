@@ -21,6 +21,7 @@ from dippm_operator.resource import (
     parse_inference_job,
 )
 from dippm_operator.resource.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from dippm_operator.resource.served import not_served
 from dippm_operator.sizing.decision import Verdict, recommend
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,8 @@ class Reconciler:
         conditions = with_verdicts(job.status.conditions, verdicts, generation=job.metadata.generation, now=now)
         status = status.model_copy(update={"workload": outcome.workload, "conditions": conditions})
         news = outcome.news + events.changes(job.status.conditions, conditions)
+        if job.status.observed_generation != job.metadata.generation:
+            news += [events.News(True, "NotServedYet", sentence) for sentence in not_served(job.spec)]
         await self._write(body, job.status, status)
         await events.post(self._api, job, news, instance=self._identity, now=now)
         return max((resolution.next_look - now).total_seconds(), 1.0)
