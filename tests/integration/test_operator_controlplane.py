@@ -379,3 +379,34 @@ def test_rules_on_names_and_on_changes(control_plane: ControlPlane, namespace: s
     kept = control_plane.get(f"{path}/fixed")
     assert kept["spec"]["policy"]["existingRequest"] == "Keep"
     assert kept["spec"]["runID"] == "1"
+
+
+def test_pods_without_their_slice_or_out_of_memory_are_told(jobs: Jobs, store: ModelStore) -> None:
+    store.files["/small"] = b"1700"
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "seen"}
+    jobs.create(manifest("seen", f"{store.url}/small", targetRef=target))
+    jobs.wait("seen", is_ready)
+    path = jobs.events.replace("/events", "/pods")
+    pod: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "early", "labels": {"dippm.dev/inference-job": "seen"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }
+    jobs.plane.create(path, pod)
+    jobs.wait("seen", lambda s: condition(s, "Ready") == ("False", "UnsizedPods"))
+    jobs.plane.delete(f"{path}/early?gracePeriodSeconds=0")
+    jobs.wait("seen", is_ready)
+
+    pod["metadata"] |= {"name": "late", "annotations": {"dippm.dev/sizing": '{"resource": "nvidia.com/mig-1g.5gb"}'}}
+    jobs.plane.create(path, pod)
+    ended = {
+        "exitCode": 1,
+        "message": "torch.OutOfMemoryError: CUDA out of memory.",
+        "finishedAt": "2026-01-02T00:00:00Z",
+    }
+    container = {"name": "c", "image": "i", "imageID": "", "ready": False, "restartCount": 1, "state": {}}
+    container["lastState"] = {"terminated": ended}
+    jobs.plane.patch(f"{path}/late/status", {"status": {"containerStatuses": [container]}})
+    jobs.wait("seen", lambda s: condition(s, "OutOfMemory") == ("True", "GpuMemoryExhausted"))
+    assert any(e["reason"] == "GpuMemoryExhausted" for e in jobs.plane.get(jobs.events)["items"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -90,20 +91,15 @@ async def test_health_and_metrics_answer_over_http(unused_tcp_port_factory: pyte
 
 
 def test_arguments_of_the_chart_are_understood() -> None:
-    helpers = (ROOT / "charts/dippm/templates/_helpers.tpl").read_text()
-    block = helpers.partition('{{- define "dippm.operatorArgs" -}}')[2].partition("\n{{- end }}\n\n")[0]
-    arguments = [line.strip()[2:] for line in block.splitlines() if line.strip().startswith("- --")]
-    assert len(arguments) > 8
-    values = {"certificates": "self", "log-level": "info", "max-artifact-bytes": "1"}
-    filled = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if "{{" in value:
-            value = values.get(flag.removeprefix("--"), "x")
-        filled.append(f"{flag}{equals}{value}")
+    template = (ROOT / "charts/dippm/templates/operator-deployment.yaml").read_text()
+    arguments = re.findall(r"^ +- (--[a-z-]+)=(.*)$", template, re.MULTILINE)
+    assert len(arguments) > 10
+    values = {"--certificates": "self", "--log-level": "info", "--declare": "A30=1g.6gb"}
+    values |= {"--max-artifact-bytes": "1", "--cache-bytes": "1"}
+    filled = [f"{flag}={values.get(flag) or value}" for flag, value in arguments]
     settings = parse_settings(filled)
     assert settings.health_port == 8080
-    assert settings.lease == "x"
+    assert settings.declared == (("A30", "nvidia.com/mig-1g.6gb"),)
 
 
 def test_loopback_is_off_limits_unless_asked_for() -> None:

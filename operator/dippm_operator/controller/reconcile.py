@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dippm.errors import ManifestError
-from dippm_operator.controller import events
+from dippm_operator.controller import events, pods
 from dippm_operator.controller.conditions import ready, verdict_of, with_verdicts
 from dippm_operator.controller.resolve import Resolver
 from dippm_operator.controller.state import Body, ClusterState, Key
@@ -56,7 +56,7 @@ class Reconciler:
         1. The object as last seen; one that is being deleted needs nothing (its Job goes with it).
         2. Artifact and prediction, when they are due.
         3. The slice, anew at every look, because nodes come and go.
-        4. The workload.
+        4. The workload, and what its pods say.
         5. Conditions; status and Events where something changed.
         """
         body = self._state.inference_job(key)  # 1
@@ -87,14 +87,15 @@ class Reconciler:
                 "recommendation": recommendation,
             }
         )
-        outcome = await self._workloads.ensure(  # 4
-            job.model_copy(update={"status": status}), predicted=resolution.predicted, placeable=placeable
-        )
+        current, seen = job.model_copy(update={"status": status}), self._state.pods(key)
+        outcome = await self._workloads.ensure(current, predicted=resolution.predicted, placeable=placeable)  # 4
+        workload = pods.missized(current, seen) or outcome.verdict
         verdicts = {  # 5
             ConditionType.RESOLVED: resolution.resolved,
             ConditionType.PREDICTED: resolution.predicted,
             ConditionType.PLACEABLE: placeable,
-            ConditionType.READY: ready(resolution.resolved, resolution.predicted, placeable, outcome.verdict),
+            ConditionType.READY: ready(resolution.resolved, resolution.predicted, placeable, workload),
+            ConditionType.OUT_OF_MEMORY: pods.out_of_memory(current, seen),
             ConditionType.STALE: outcome.stale,
         }
         conditions = with_verdicts(job.status.conditions, verdicts, generation=job.metadata.generation, now=now)

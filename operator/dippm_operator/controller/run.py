@@ -32,7 +32,7 @@ CERTIFICATE_RETRY_SECONDS = 15.0
 
 async def run(settings: Settings, predictor: AsyncPredictor) -> None:
     """Run until told to stop. Raises LeaseLost when another may be active: the process must end then."""
-    metrics, state = Metrics(), ClusterState()
+    metrics, state = Metrics(), ClusterState(settings.declared)
     metrics.registry.register(JobsByReadiness(state))
     heartbeat = Heartbeat(limit_seconds=settings.prediction_seconds + settings.fetch.total_seconds + 60)
     health = HealthServer(

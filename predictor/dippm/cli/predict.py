@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--max-latency", type=float, metavar="MS", help="pass over slower profiles")
     choice.add_argument("--allow", action="append", metavar="PROFILE", help="only these profiles; once for each")
     choice.add_argument("--allow-full-gpu", action="store_true", help="take a whole card when no slice will do")
+    parser.add_argument("--digest", metavar="SHA256", help="refuse the file unless its content has this digest")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument(
         "--trust-pickle", action="store_true", help="run the code in a pickled module: only for files of your own"
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         runtime=args.runtime,
         allocator=args.allocator,
         policy=policy(args),
+        digest=args.digest,
         trust_pickle=args.trust_pickle,
     )
     if args.json:

@@ -97,6 +97,9 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
         _check_dims(dims, f"input {value.name!r}", shown)
     del graph.value_info[:]
+    for value in graph.output:
+        if not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()  # the checker wants one; outputs' shapes are inferred anyway
     try:
         checker.check_model(model)
     except checker.ValidationError as error:
