@@ -238,6 +238,14 @@ def test_every_setting_is_an_option() -> None:
         parse_settings(["--log-level=loud"])
 
 
+def test_every_metric_is_in_the_reference() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "reference" / "webhook.md").read_text()
+    families = [family.name for family in Metrics().registry.collect()]
+    assert len(families) > 5
+    for name in families:
+        assert f"| `{name}" in reference, name
+
+
 def test_it_cannot_start_without_a_cluster_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "kubeconfig"
     assert main([f"--kubeconfig={missing}"]) == 2
