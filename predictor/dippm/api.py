@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dippm.case import Allocator, Case, Precision, Runtime
-from dippm.errors import InputShapeError
+from dippm.errors import DippmError, InputShapeError
 from dippm.policy import DEFAULT_POLICY, Policy
 from dippm.predictor import Stopwatch, predict_graph
 from dippm.profiles import resolve_device
@@ -54,9 +55,9 @@ def predict(
     watch = Stopwatch()
     case = Case(
         batch=batch,
-        precision=Precision(precision),
-        runtime=Runtime(runtime),
-        allocator=Allocator(allocator),
+        precision=_one_of(Precision, "precision", precision),
+        runtime=_one_of(Runtime, "runtime", runtime),
+        allocator=_one_of(Allocator, "allocator", allocator),
         device=resolve_device(device).product,
     )
     with watch.stage("load"):
@@ -64,6 +65,16 @@ def predict(
     with watch.stage("convert"):
         graph = load_graph(artifact, batch=batch, inputs=_inputs(input), trust_pickle=trust_pickle)
     return predict_graph(graph, case, policy, stopwatch=watch)
+
+
+ChoiceT = TypeVar("ChoiceT", bound=StrEnum)
+
+
+def _one_of(kind: type[ChoiceT], name: str, value: str) -> ChoiceT:
+    try:
+        return kind(value)
+    except ValueError:
+        raise DippmError(f"{name} must be one of {', '.join(kind)}, not {value!r}") from None
 
 
 def _inputs(given: str | InputSpec | Sequence[str | InputSpec] | None) -> tuple[InputSpec, ...] | None:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from dippm.network.workload import Workload
 
 
+UNCALIBRATED_FACTOR = 1.5
+"""From the estimate to its upper bound where the bundle holds no calibration at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cap:
     """The smallest allocator cap of one process, MiB."""
@@ -52,7 +56,9 @@ def cap(
     3. On an architecture that was never measured other convolution engines are picked: each dense convolution's
        workspace at its bound, bytes in + out + weight, replayed.
     """
-    bound = estimates.upper["min_cap"]
+    from dippm.network.calibration import UpperBound
+
+    bound = estimates.upper.get("min_cap") or UpperBound(UNCALIBRATED_FACTOR, None, "uncalibrated", 0)
     held = composed.weights_bytes + composed.inputs_bytes
     widened = held + (composed.min_cap_bytes - held) * (PROXY_FACTOR if is_proxy else 1.0)
     upper = widened * bound.factor

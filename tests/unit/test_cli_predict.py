@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 import dippm
 from dippm.case import Case
 from dippm.cli import main
+from dippm.errors import DippmError
 from dippm.graph import ModelGraph
 from dippm.network.bundle import Estimates
 from dippm.network.calibration import UpperBound
@@ -121,6 +122,23 @@ def test_the_call_of_the_papers_figure_5_unpacks_to_its_four(monkeypatch: pytest
     assert out.weights_mib == pytest.approx(138_357_544 * 4 / 2**20, rel=0.01)
     memory, energy, latency = round(out.memory_mib), round(out.energy_j, 3), round(out.latency_ms, 3)
     assert text == f"Predicted Memory {memory} MB, Energy {energy} J, Latency {latency} ms, MIG {out.mig_profile}"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch": 0}, "batch must be a whole number"),
+        ({"batch": True}, "batch must be a whole number"),
+        ({"precision": "int3"}, "precision must be one of fp32, tf32, fp16, bf16, not 'int3'"),
+        ({"runtime": "abacus"}, "runtime must be one of auto, eager"),
+        ({"device": "A1000"}, "unknown device"),
+    ],
+)
+def test_python_answers_a_bad_argument_with_a_sentence_for_the_user(
+    model: Path, given: dict[str, object], said: str
+) -> None:
+    with pytest.raises(DippmError, match=said):
+        dippm.predict(str(model), **({"batch": 1} | given))  # type: ignore[arg-type]
 
 
 def as_onnx(made: onnx.ModelProto) -> bytes:

@@ -21,7 +21,7 @@ from dippm_operator.controller.handlers import kopf_settings
 from dippm_operator.controller.health import HealthServer, Heartbeat
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.settings import parse_settings
-from dippm_operator.controller.worker import PredictionWorker, PredictorStopped
+from dippm_operator.controller.worker import PredictionWorker, PredictorFault, PredictorStopped
 from dippm_operator.predict import Question
 from dippm_operator.resource import ModelFormat
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def question(batch: int) -> Question:
-    return Question(Path("m"), "file:m", ModelFormat.AUTO, None, (), Case(batch), Policy())
+    return Question(Path("m"), "file:m", ModelFormat.AUTO, (), Case(batch), Policy())
 
 
 def answer(asked: Question) -> Prediction:
@@ -40,6 +40,8 @@ def answer(asked: Question) -> Prediction:
         os._exit(9)
     if asked.case.batch == 4:
         time.sleep(60)
+    if asked.case.batch == 5:
+        raise KeyError("no such kind")
     return prediction_of(float(os.getpid()), case=asked.case)
 
 
@@ -51,6 +53,8 @@ async def test_predicting_process_answers_refuses_dies_and_comes_back() -> None:
         assert (await worker(question(1))).required_mib == first.required_mib, "the same one again"
         with pytest.raises(UnsupportedOperator, match=r"acme\.Magic"):
             await worker(question(2))
+        with pytest.raises(PredictorFault, match="KeyError: 'no such kind'"):
+            await worker(question(5))
         with pytest.raises(PredictorStopped, match="died on file:m"):
             await worker(question(3))
         assert (await worker(question(1))).required_mib != first.required_mib

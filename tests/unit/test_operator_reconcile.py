@@ -368,3 +368,10 @@ async def test_metrics_count_jobs_by_readiness(world: World) -> None:
     await world.look()
     (family,) = JobsByReadiness(world.state).collect()
     assert [(s.labels, s.value) for s in family.samples] == [({"ready": "True", "reason": "JobMade"}, 1)]
+
+
+async def test_what_has_no_effect_yet_is_said_once(world: World) -> None:
+    world.create(policy={"onOutOfMemory": "Bump", "repair": "Evict"})
+    await world.look()
+    await world.look()
+    assert world.event_reasons().count("NotServedYet") == 2

@@ -14,7 +14,7 @@ from dippm.version import VERSION
 from dippm_operator.controller.conditions import timestamp, verdict_of
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.worker import PredictorStopped
-from dippm_operator.fetch import Fetched, Fetcher
+from dippm_operator.fetch import Fetched, Fetcher, shown
 from dippm_operator.predict import Question, question_for
 from dippm_operator.resource import ConditionType, InferenceJob, InferenceJobStatus, ModelStatus
 from dippm_operator.sizing.decision import Verdict, case_of, decide, policy_of
@@ -101,7 +101,7 @@ class Resolver:
         next_look = now + _interval(job)
         async with self._fetcher.open(model.uri, digest=model.digest) as artifact:
             self._metrics.fetched_bytes.inc(artifact.fetched_bytes)
-            resolved = Verdict(True, "ArtifactResolved", f"{model.uri} has {artifact.size_bytes} bytes.")
+            resolved = Verdict(True, "ArtifactResolved", f"{shown(model.uri)} has {artifact.size_bytes} bytes.")
             if answer.model is not None and _is_current(job, answer, device, artifact):
                 model_status = answer.model.model_copy(update={"resolved_at": timestamp(now)})
                 answer = answer.model_copy(update={"model": model_status})
@@ -188,5 +188,5 @@ def _failed(job: InferenceJob, answer: InferenceJobStatus, error: DippmError, ne
     failure = Verdict(False, error.reason, message)
     if isinstance(error, ArtifactError | ModelFormatError):
         return Resolution(answer, failure, failure, next_look)
-    fetched = Verdict(True, "ArtifactResolved", f"{job.spec.model.uri} was fetched.")
+    fetched = Verdict(True, "ArtifactResolved", f"{shown(job.spec.model.uri)} was fetched.")
     return Resolution(answer, fetched, failure, next_look)

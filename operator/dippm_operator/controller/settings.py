@@ -70,7 +70,12 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     add("--declare", action="append", default=[], metavar="PRODUCT=PROFILE,...", help="what scaled-down groups have")
     add("--cache", type=Path, default=Path("/var/cache/dippm"), help="folder for artifacts (%(default)s)")
     add("--cache-bytes", type=int, default=8 * GIB, help="what is kept there at most (%(default)s)")
-    add("--max-artifact-bytes", type=int, default=20 * GIB, help="largest artifact (%(default)s)")
+    add(
+        "--max-artifact-bytes",
+        type=int,
+        default=20 * GIB,
+        help="largest artifact; never more than --cache-bytes (%(default)s)",
+    )
     add("--file-root", type=Path, action="append", default=[], help="folder that file: URIs may name (default: none)")
     add("--allow-loopback", action="store_true", help="fetch from this host's own addresses too: for trying out")
     add("--prediction-seconds", type=float, default=600.0, help="longest wait for one prediction (%(default)s)")
@@ -94,7 +99,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         cache=given.cache,
         cache_bytes=given.cache_bytes,
         fetch=FetchLimits(
-            max_bytes=given.max_artifact_bytes,
+            max_bytes=min(given.max_artifact_bytes, given.cache_bytes),
             blocked_networks=LINK_LOCAL if given.allow_loopback else (*LINK_LOCAL, *LOOPBACK),
             file_roots=tuple(given.file_root),
         ),

@@ -61,12 +61,16 @@ class ArtifactCache:
         """Keep an artifact, and let others go until all are within the limit."""
         if (old := self._entries.pop(uri, None)) is not None:
             self._drop(old)
+        self.make_room(entry.size_bytes)
         self._entries[uri] = entry
-        for other in list(self._entries):
-            if self.held_bytes <= self._max_bytes:
+
+    def make_room(self, size_bytes: int) -> None:
+        """Let the least recently used go until so many bytes more are within the limit."""
+        for uri in list(self._entries):
+            if self.held_bytes + size_bytes <= self._max_bytes:
                 break
-            if other != uri and self._entries[other].pins == 0:
-                self._drop(self._entries.pop(other))
+            if self._entries[uri].pins == 0:
+                self._drop(self._entries.pop(uri))
 
     def release(self, entry: Entry) -> None:
         """One reader less."""

@@ -77,7 +77,9 @@ class Fetcher:
             known["If-Modified-Since"] = entry.last_modified
         path = self._cache.new_path(uri, str(next(self._serial)))
         try:
-            answer = await download(self._session, uri, path, limits=self._limits, known=known)
+            answer = await download(
+                self._session, uri, path, limits=self._limits, known=known, make_room=self._cache.make_room
+            )
         except BaseException:
             shutil.rmtree(path.parent, ignore_errors=True)  # nothing half-read stays, whatever stopped it
             raise
