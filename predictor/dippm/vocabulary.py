@@ -41,8 +41,17 @@ INDEX: dict[str, int] = {kind: index for index, kind in enumerate(KINDS)}
 
 VIEWS: frozenset[str] = frozenset(
     {
-        "reshape", "transpose", "permute", "expand", "slice", "select", "split", "squeeze", "unsqueeze", "flatten",
+        "reshape",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
         "identity",
-    }  # fmt: skip
+    }
 )
 """Kinds that put out a view of their input where strides allow; whether one did is said by `Value.alias_of`."""
