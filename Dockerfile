@@ -8,6 +8,8 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A mirror of PyPI for the rest; pip reads it from the environment.
+ARG PIP_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/dippm
 WORKDIR /src
@@ -21,6 +23,6 @@ RUN /opt/dippm/bin/pip install --constraint constraints.txt '.[operator]'
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 65532 --no-create-home dippm
 COPY --from=build /opt/dippm /opt/dippm
-ENV PATH=/opt/dippm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
+ENV PATH=/opt/dippm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 HOME=/tmp
 USER 65532:65532
 CMD ["dippm-operator"]

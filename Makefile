@@ -11,7 +11,7 @@ venv := .venv
 bin := $(venv)/bin
 torch_index_flag := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: help demo test lint generate check-generated bench clean
+.PHONY: help demo test lint generate bench clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,9 +48,10 @@ lint: $(venv)/.dev  ## formatting, lint, types and layers
 	MYPYPATH=predictor:operator $(bin)/mypy
 	$(bin)/lint-imports
 
-generate: $(venv)/.dev  ## regenerate the CRD, the chart's copy of it, the values schema and the command line reference
+generate: $(venv)/.dev  ## regenerate the CRD, the chart's copy of it, the values schema and docs/reference
 	$(bin)/python -m dippm_operator.resource.crd > crds/inferencejobs.dippm.dev.yaml
 	$(bin)/python charts/generate.py
+	$(bin)/python docs/generate.py
 
 bench: $(venv)/.dev  ## the figures that README quotes
 	$(bin)/python bench/predict.py

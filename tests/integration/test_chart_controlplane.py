@@ -87,7 +87,7 @@ def test_an_upgrade_applies_values_and_keeps_the_ca_bundle(
     control_plane.request("PATCH", MUTATING, written, content_type="application/json-patch+json")
     helm.upgrade(CHART, RELEASE, {"webhook": {"replicas": 3, "timeoutSeconds": 4}}, namespace=namespace)
     deployment = control_plane.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/{RELEASE}-webhook")
-    (webhook,) = control_plane.get(MUTATING)["webhooks"]
+    webhook = control_plane.get(MUTATING)["webhooks"][0]
     assert deployment["spec"]["replicas"] == 3
     assert webhook["timeoutSeconds"] == 4
     assert webhook["clientConfig"]["caBundle"] == bundle
@@ -143,13 +143,16 @@ def test_the_operator_may_do_what_it_does_and_nothing_more(
     helm.install(CHART, RELEASE, namespace=namespace)
     account, elsewhere = f"{namespace}:{RELEASE}-operator", "default"
     for verb, resource, place, name in (
-        ("get", "leases.coordination.k8s.io", namespace, f"{RELEASE}-operator"),
+        ("create", "leases.coordination.k8s.io", namespace, ""),
         ("update", "leases.coordination.k8s.io", namespace, f"{RELEASE}-operator"),
-        ("get", "secrets", namespace, f"{RELEASE}-webhook-tls"),
+        ("create", "secrets", namespace, ""),
         ("update", "secrets", namespace, f"{RELEASE}-webhook-tls"),
         ("watch", "inferencejobs.dippm.dev", elsewhere, ""),
-        ("patch", "inferencejobs.dippm.dev/status", elsewhere, "a"),
+        ("update", "inferencejobs.dippm.dev/status", elsewhere, "a"),
         ("create", "jobs.batch", elsewhere, ""),
+        ("create", "events", elsewhere, ""),
+        ("watch", "pods", elsewhere, ""),
+        ("watch", "nodes", "", ""),
         ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "", RELEASE),
     ):
         assert allowed(control_plane, account, verb, resource, place, name), (verb, resource, name)
@@ -158,10 +161,15 @@ def test_the_operator_may_do_what_it_does_and_nothing_more(
         ("list", "secrets", namespace, ""),
         ("get", "secrets", namespace, "any-other"),
         ("delete", "secrets", namespace, f"{RELEASE}-webhook-tls"),
-        ("create", "pods", elsewhere, ""),
-        ("patch", "nodes", "", "a"),
+        ("update", "inferencejobs.dippm.dev", elsewhere, "a"),
         ("create", "inferencejobs.dippm.dev", elsewhere, ""),
-        ("update", "leases.coordination.k8s.io", elsewhere, "a"),
+        ("update", "jobs.batch", elsewhere, "a"),
+        ("delete", "jobs.batch", elsewhere, "a"),
+        ("create", "pods", elsewhere, ""),
+        ("delete", "pods", elsewhere, "a"),
+        ("patch", "nodes", "", "a"),
+        ("create", "leases.coordination.k8s.io", elsewhere, ""),
+        ("update", "leases.coordination.k8s.io", namespace, "another"),
         ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "", "another"),
         ("create", "pods/exec", elsewhere, "a"),
         ("impersonate", "users", "", "admin"),
@@ -186,7 +194,7 @@ def test_the_webhook_reads_and_writes_nothing(helm: helm_python.Config, control_
         ("patch", "inferencejobs.dippm.dev/status", elsewhere, "a"),
         ("patch", "pods", elsewhere, "a"),
         ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "", RELEASE),
-        ("list", "pods", elsewhere, ""),
+        ("delete", "pods", elsewhere, "a"),
     ):
         assert not allowed(control_plane, account, verb, resource, place, name), (verb, resource, name)
 

@@ -20,6 +20,10 @@ EVERYTHING: dict[str, Any] = {
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
+        "watchNamespaces": ["vision", "language"],
+        "fileRoots": ["/models"],
+        "extraVolumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
+        "extraVolumeMounts": [{"name": "models", "mountPath": "/models", "readOnly": True}],
     },
     "webhook": {"replicas": 5, "excludedNamespaces": ["istio-system"], "podAnnotations": {"team": "ml"}},
     "metrics": {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
@@ -169,6 +173,21 @@ def test_cert_manager_issues_for_the_name_that_the_api_server_calls() -> None:
         assert annotations == {"cert-manager.io/inject-ca-from": f"{NAMESPACE}/dippm-webhook-tls"}
 
 
+def test_with_cert_manager_nobody_may_touch_a_secret_or_a_configuration() -> None:
+    for role in objects(CERT_MANAGER):
+        for rule in role.get("rules", ()):
+            assert "secrets" not in rule["resources"]
+            if "mutatingwebhookconfigurations" in rule["resources"]:
+                assert rule["verbs"] == ["get"]
+
+
+@any_release
+def test_no_rule_has_a_wildcard(values: dict[str, Any]) -> None:
+    for role in objects(values):
+        for rule in role.get("rules", ()):
+            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]], rule
+
+
 def test_an_issuer_of_the_users_own_is_used_instead_of_a_self_signed_one() -> None:
     own = {"name": "company", "kind": "ClusterIssuer"}
     release = objects({"certificates": {"provider": "cert-manager", "issuerRef": own}})
@@ -240,3 +259,62 @@ def test_the_notes_show_a_first_job_that_the_crd_accepts() -> None:
 def test_the_notes_warn_of_a_single_replica() -> None:
     assert "WARNING" not in templates()["NOTES.txt"]
     assert "WARNING: one webhook replica" in templates({"webhook": {"replicas": 1}})["NOTES.txt"]
+
+
+@any_release
+@pytest.mark.parametrize("component", ["operator", "webhook"])
+def test_each_process_understands_its_arguments(values: dict[str, Any], component: str) -> None:
+    if component == "operator":
+        from dippm_operator.controller.settings import parse_settings
+    else:
+        from dippm_operator.webhook.settings import parse_settings
+    settings = parse_settings(container(objects(values), component)["args"])
+    assert settings.webhook_configuration == "dippm"
+    assert settings.log_level == "info"
+
+
+def test_the_operator_is_told_what_the_values_say() -> None:
+    from dippm_operator.controller.settings import parse_settings
+
+    settings = parse_settings(container(objects(EVERYTHING), "operator")["args"])
+    assert settings.namespace == NAMESPACE
+    assert settings.watch_namespaces == ("vision", "language")
+    assert [str(root) for root in settings.fetch.file_roots] == ["/models"]
+    assert settings.certificate_secret == "dippm-webhook-tls"
+    assert settings.webhook_service == find(objects(), "Service", "dippm-webhook")["metadata"]["name"]
+    assert settings.fetch.blocked_networks, "the operator must not fetch from its own node"
+
+
+def test_the_processes_listen_where_the_ports_say() -> None:
+    from dippm_operator.controller.settings import parse_settings as parse_operator
+    from dippm_operator.webhook.settings import parse_settings as parse_webhook
+
+    release = objects()
+    operator, webhook = container(release, "operator"), container(release, "webhook")
+    told, answered = parse_operator(operator["args"]), parse_webhook(webhook["args"])
+    assert {p["name"]: p["containerPort"] for p in operator["ports"]} == {
+        "health": told.health_port,
+        "metrics": told.metrics_port,
+    }
+    assert {p["name"]: p["containerPort"] for p in webhook["ports"]} == {
+        "https": answered.port,
+        "metrics": answered.health_port,
+    }
+
+
+def test_a_review_is_answered_before_the_api_server_gives_up() -> None:
+    from dippm_operator.webhook.settings import parse_settings
+
+    release = objects()
+    budget = parse_settings(container(release, "webhook")["args"]).budget_seconds
+    for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+        assert all(budget < webhook["timeoutSeconds"] for webhook in find(release, kind, "dippm")["webhooks"])
+
+
+def test_the_webhook_drains_before_kubelet_kills_it() -> None:
+    from dippm_operator.webhook.settings import parse_settings
+
+    release = objects()
+    drain = parse_settings(container(release, "webhook")["args"]).drain_seconds
+    pod = find(release, "Deployment", "dippm-webhook")["spec"]["template"]["spec"]
+    assert drain + 5 < pod["terminationGracePeriodSeconds"]

@@ -7,7 +7,7 @@ from typing import Any
 import helm_python
 import pytest
 import yaml
-from tests.chart import CHART, objects, templates
+from tests.chart import CHART, container, find, objects, templates
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown certificate provider": (
@@ -33,6 +33,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a digest that is none": (
         {"image": {"digest": "latest"}},
         'image.digest is "latest"; give sha256: and 64 hexadecimal digits, or leave it empty and set image.tag.',
+    ),
+    "a relative file root": (
+        {"operator": {"fileRoots": ["models"]}},
+        'operator.fileRoots has "models"; give an absolute path such as /models.',
+    ),
+    "a file root that is not mounted": (
+        {"operator": {"fileRoots": ["/models"]}},
+        "operator.fileRoots is given but nothing is mounted there; "
+        "add operator.extraVolumes and operator.extraVolumeMounts.",
+    ),
+    "no room for any model": (
+        {"operator": {"maxArtifactGiB": 0}},
+        "operator.maxArtifactGiB must be at least 1; it is the largest model file that is fetched.",
     ),
 }
 
@@ -92,9 +105,13 @@ def test_each_value_is_used_by_a_template() -> None:
         assert name in texts or common in texts or any(parent in texts for parent in parents), name
 
 
-def test_a_large_byte_count_is_not_written_in_scientific_notation() -> None:
+def test_byte_counts_are_whole_numbers() -> None:
     """Helm reads numbers of values as floats: 21474836480 would become 2.147483648e+10."""
-    assert "e+" not in "\n".join(templates().values())
+    arguments = container(objects(), "operator")["args"]
+    assert "--cache-bytes=8589934592" in arguments
+    assert "--max-artifact-bytes=21474836480" in arguments
+    pod = find(objects(), "Deployment", "dippm-operator")["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["emptyDir"]["sizeLimit"] == "28Gi"
 
 
 def test_many_replicas_change_nothing_but_their_number() -> None:

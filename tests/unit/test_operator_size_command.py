@@ -101,7 +101,7 @@ def test_inference_job_becomes_its_sized_job(run: Run) -> None:
     assert job["metadata"]["labels"] == {"dippm.dev/inference-job": "resnet50"}
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"] == {"limits": {"nvidia.com/mig-1g.5gb": 1}, "requests": {"nvidia.com/mig-1g.5gb": 1}}
-    assert "> 1g.5gb" in printed.partition("\0")[2]
+    assert ">  1g.5gb" in printed.partition("\0")[2]
 
 
 def test_relative_file_uri_starts_from_the_manifests_folder(run: Run, tmp_path: Path) -> None:

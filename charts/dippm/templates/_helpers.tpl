@@ -57,23 +57,3 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
-
-{{- define "dippm.operatorArgs" -}}
-- --namespace={{ .Release.Namespace }}
-- --lease={{ include "dippm.fullname" . }}-operator
-- --health-port=8080
-- --metrics-port=8081
-- --cache=/var/cache/dippm
-- --max-artifact-bytes={{ int64 .Values.operator.maxArtifactBytes }}
-- --default-device={{ .Values.operator.defaultDevice }}
-- --webhook-service={{ include "dippm.webhookService" . }}
-- --webhook-configuration={{ include "dippm.fullname" . }}
-- --certificate-secret={{ include "dippm.certificateSecret" . }}
-- --certificates={{ .Values.certificates.provider }}
-- --log-level={{ .Values.logLevel }}
-{{- end }}
-
-{{- define "dippm.podEnvironment" -}}
-- name: POD_NAME
-  valueFrom: {fieldRef: {fieldPath: metadata.name}}
-{{- end }}

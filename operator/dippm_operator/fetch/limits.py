@@ -29,5 +29,5 @@ class FetchLimits:
     """Redirects that are followed; never from https to http."""
     blocked_networks: tuple[Network, ...] = (*LINK_LOCAL, *LOOPBACK)
     """Addresses that are never connected to, whatever name resolves to them."""
-    file_root: Path | None = None
-    """Folder that `file:` URIs must lie in; None allows no `file:` URI at all."""
+    file_roots: tuple[Path, ...] = ()
+    """Folders that `file:` URIs must lie in; none allows no `file:` URI at all."""

@@ -30,12 +30,13 @@ def fetch_file(uri: str, *, limits: FetchLimits, digest: str | None) -> Fetched:
     Raises ArtifactUnreachable, ArtifactTooLarge, DigestMismatch.
     """
     path = path_of(uri)
-    if limits.file_root is None:
+    if not limits.file_roots:
         raise ArtifactUnreachable(f"{uri}: file URIs are switched off here; serve the model over https instead.")
-    root = limits.file_root.resolve()
-    resolved = (root / path).resolve()
-    if not resolved.is_relative_to(root):
-        raise ArtifactUnreachable(f"{uri}: files outside {root} are not read; move the model there or serve it.")
+    roots = [root.resolve() for root in limits.file_roots]
+    resolved = (roots[0] / path).resolve()
+    if not any(resolved.is_relative_to(root) for root in roots):
+        places = " and ".join(str(root) for root in roots)
+        raise ArtifactUnreachable(f"{uri}: files outside {places} are not read; move the model there or serve it.")
     try:
         stat = resolved.stat()
     except OSError as error:

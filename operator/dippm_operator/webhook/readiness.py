@@ -48,7 +48,7 @@ class Readiness:
             try:
                 self._distrust = await self.check() if self._configuration else ""
             except (ApiFailure, aiohttp.ClientError, TimeoutError) as error:
-                logger.warning("webhook configuration %s: %s", self._configuration, error or type(error).__name__)
+                logger.warning("webhook configuration %s: %s", self._configuration, str(error) or type(error).__name__)
             await asyncio.sleep(UNTRUSTED_SECONDS if self._distrust else TRUSTED_SECONDS)
 
     async def check(self) -> str:

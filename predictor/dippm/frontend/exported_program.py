@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec, OutputKind
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputKind
 
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
@@ -44,30 +44,55 @@ def graph_of_module(
         # nn.LSTM lists its weights in a plain attribute, which export rebinds and puts back.
         warnings.filterwarnings("ignore", message="The tensor attribute", category=UserWarning)
         program = torch.export.export(module, args, kwargs, strict=False)
-    return graph_of_program(program, batch=batch)
+    return graph_of_program(
+        Program(program.graph, program.graph_signature, program.graph_module, program.state_dict), batch=batch
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """What of an exported program says what the model is."""
+
+    graph: fx.Graph
+    signature: ExportGraphSignature
+    module: torch.nn.Module
+    """Owner of the attributes that the graph gets."""
+    state: Mapping[str, torch.Tensor]
+    """Parameters and buffers by name; only which of them share a storage is looked at."""
 
 
 def graph_of_program(
-    program: ExportedProgram,
+    program: Program,
     *,
     batch: int,
     user_inputs: Mapping[str, torch.Tensor] | None = None,
+    file_batch: int | None = None,
     format: str = "pt2",
 ) -> ModelGraph:
     """The graph of an exported program; `user_inputs` (meta tensors by placeholder name) replace the recorded ones.
+
+    `file_batch` is the fixed batch that it was exported with, where that is another one than `batch`.
 
     The program is used up: shape arithmetic in its graph is folded in place.
 
     Raises InputShapeError or UnsupportedOperator.
     """
-    return _Builder(program, batch, dict(user_inputs or {}), format).build()
+    return _Builder(program, batch, dict(user_inputs or {}), file_batch, format).build()
 
 
 class _Builder:
-    def __init__(self, program: ExportedProgram, batch: int, user_inputs: dict[str, torch.Tensor], format: str) -> None:
+    def __init__(
+        self,
+        program: Program,
+        batch: int,
+        user_inputs: dict[str, torch.Tensor],
+        file_batch: int | None,
+        format: str,
+    ) -> None:
         self._program = program
         self._batch = batch
         self._user_inputs = user_inputs
+        self._file_batch = file_batch
         self._format = format
         self._values: list[Value] = []
         self._operators: list[Operator] = []
@@ -76,13 +101,13 @@ class _Builder:
 
     def build(self) -> ModelGraph:
         graph = self._program.graph
-        specs = {s.arg.name: s for s in self._program.graph_signature.input_specs}
+        specs = {s.arg.name: s for s in self._program.signature.input_specs}
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-        storages = _shared_storages(self._program)
+        storages = _shared_storages(self._program.state)
         bound: dict[fx.Node, Any] = {n: self._bind(n, specs.get(n.name), storages) for n in placeholders}
         for node in graph.nodes:
             if node.op == "get_attr":
-                bound[node] = _meta_copy(_attribute(self._program.graph_module, node))
+                bound[node] = _meta_copy(_attribute(self._program.module, node))
         inputs = []
         for node, value in bound.items():
             if isinstance(value, torch.Tensor):
@@ -92,7 +117,7 @@ class _Builder:
                 self._ids[node] = self._add(value, kind, None, name, ())
                 if kind is ValueKind.INPUT:
                     inputs.append(self._ids[node])
-        run = run_on_meta(graph, bound)
+        run = run_on_meta(graph, bound, rebatch=(self._file_batch, self._batch))
         outputs = self._output_nodes()
         program = express_in_relax(graph, outputs)
         for node in graph.nodes:
@@ -128,7 +153,7 @@ class _Builder:
     def _output_nodes(self) -> list[fx.Node]:
         output = next(n for n in self._program.graph.nodes if n.op == "output")
         flat: list[Any] = list(output.args[0])
-        specs = self._program.graph_signature.output_specs
+        specs = self._program.signature.output_specs
         if len(specs) == len(flat):
             flat = [a for a, s in zip(flat, specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
         return [a for a in flat if isinstance(a, fx.Node)]
@@ -216,10 +241,10 @@ def kind_of(name: str, inputs: Sequence[TensorSpec]) -> str:
     return KIND_BY_NAME.get(name, "unknown")
 
 
-def _shared_storages(program: ExportedProgram) -> dict[str, torch.Tensor]:
+def _shared_storages(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Meta tensors for those parameters that share storage (tied weights), sharing it."""
     by_storage: dict[int, list[tuple[str, torch.Tensor]]] = {}
-    for name, tensor in program.state_dict.items():
+    for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.numel():
             pointer = tensor.data_ptr() if tensor.device.type != "meta" else tensor.untyped_storage()._cdata
             if pointer:

@@ -20,11 +20,14 @@ Concrete = Any
 """What a node puts out: a meta tensor, a tuple or list of them, or a number (a shape)."""
 
 
-def run_on_meta(graph: fx.Graph, inputs: Mapping[fx.Node, Concrete]) -> dict[fx.Node, Concrete]:
+def run_on_meta(
+    graph: fx.Graph, inputs: Mapping[fx.Node, Concrete], *, rebatch: tuple[int | None, int] = (None, 0)
+) -> dict[fx.Node, Concrete]:
     """The concrete value of every node, given those of the placeholders (and get_attr nodes).
 
     Each node's `meta["val"]` is replaced by what it put out, and shape arithmetic in its arguments by plain numbers,
-    so that the graph is static afterwards whatever symbols it was exported with.
+    so that the graph is static afterwards whatever symbols it was exported with. `rebatch` is the batch that the graph
+    spells out, if any, and the one to put in its place.
 
     Raises InputShapeError where the shapes do not go through the model.
     """
@@ -34,6 +37,8 @@ def run_on_meta(graph: fx.Graph, inputs: Mapping[fx.Node, Concrete]) -> dict[fx.
             if node.op in ("placeholder", "get_attr"):
                 values[node] = inputs[node]
             elif node.op == "call_function":
+                if rebatch[0] is not None:
+                    _rebatch(node, values, rebatch[0], rebatch[1])
                 values[node] = _run_node(node, values)
                 node.args = map_aggregate(node.args, lambda a: _fold(a, values))
                 node.kwargs = map_aggregate(node.kwargs, lambda a: _fold(a, values))
@@ -44,6 +49,22 @@ def run_on_meta(graph: fx.Graph, inputs: Mapping[fx.Node, Concrete]) -> dict[fx.
             if node in values:
                 node.meta["val"] = values[node]
     return values
+
+
+_SPELLS_BATCH = frozenset({"view", "reshape", "_unsafe_view", "expand"})
+
+
+def _rebatch(node: fx.Node, values: Mapping[fx.Node, Concrete], old: int, new: int) -> None:
+    """A view (or expansion) to a shape that leads with the exporter's batch is given the new one."""
+    name = base_name(str(node.target))
+    if name not in _SPELLS_BATCH or len(node.args) < 2 or not isinstance(node.args[1], (list, tuple)):
+        return
+    source = values.get(node.args[0])  # type: ignore[arg-type]
+    size = list(node.args[1])
+    if not isinstance(source, torch.Tensor) or not source.dim() or not size or size[0] != old:
+        return
+    if source.shape[0] == new or (name == "expand" and source.shape[0] == 1):
+        node.args = (node.args[0], [new, *size[1:]], *node.args[2:])
 
 
 def _fold(argument: Any, values: Mapping[fx.Node, Concrete]) -> Any:
