@@ -410,3 +410,47 @@ def test_pods_without_their_slice_or_out_of_memory_are_told(jobs: Jobs, store: M
     jobs.plane.patch(f"{path}/late/status", {"status": {"containerStatuses": [container]}})
     jobs.wait("seen", lambda s: condition(s, "OutOfMemory") == ("True", "GpuMemoryExhausted"))
     assert any(e["reason"] == "GpuMemoryExhausted" for e in jobs.plane.get(jobs.events)["items"])
+
+
+def test_replica_set_that_waits_for_the_prediction_is_asked_to_retry(jobs: Jobs, store: ModelStore) -> None:
+    path = jobs.events.replace("/api/v1", "/apis/apps/v1").replace("/events", "/replicasets")
+
+    def replica_set(name: str, labels: dict[str, str], owner: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "metadata": {
+                "name": name,
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": owner, "uid": "u"}],
+            },
+            "spec": {
+                "replicas": 2,
+                "selector": {"matchLabels": {"app": name}},
+                "template": {
+                    "metadata": {"labels": {"app": name, **labels}},
+                    "spec": {"containers": [{"name": "c", "image": "i"}]},
+                },
+            },
+        }
+
+    mine = {"dippm.dev/inference-job": "held"}
+    for body in (
+        replica_set("by-label", mine, "any"),
+        replica_set("by-owner", {}, "held"),
+        replica_set("another", {}, "another"),
+    ):
+        jobs.plane.create(path, body)
+    store.files["/small"] = b"1700"
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "held"}
+    jobs.create(manifest("held", f"{store.url}/small", targetRef=target, policy={"onUnknown": "Deny"}))
+    jobs.wait("held", is_ready)
+    deadline = time.monotonic() + 10
+    while True:
+        sets = jobs.plane.get(path)["items"]
+        touched = {
+            s["metadata"]["name"] for s in sets if "dippm.dev/predicted-at" in s["metadata"].get("annotations", {})
+        }
+        if touched == {"by-label", "by-owner"}:
+            break
+        assert time.monotonic() < deadline, touched
+        time.sleep(0.1)

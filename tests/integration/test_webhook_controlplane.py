@@ -207,6 +207,12 @@ def admitted(control_plane, namespace, body):
             "spec.policy.allowedProfiles: A100-SXM4-40GB has no MIG profile '9g.90gb'",
         ),
         ({"model": {"uri": "s3://models/resnet50.onnx"}}, "spec.model.uri begins with s3:"),
+        ({"policy": {"onOutOfMemory": "Bump"}}, "spec.policy.onOutOfMemory: Bump is not served by this version yet"),
+        ({"policy": {"repair": "Evict"}}, "spec.policy.repair: Evict is not served by this version yet"),
+        (
+            {"generation": {"maxContextTokens": 4096, "maxNewTokens": 512}},
+            "spec.generation is not served by this version yet; give the sequence length in spec.model.inputs instead",
+        ),
     ],
 )
 def test_a_bad_job_is_refused_with_one_sentence(control_plane, namespace, webhook, spec, sentence):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dippm.errors import ManifestError
-from dippm_operator.controller import events, pods
+from dippm_operator.controller import events, pods, waiting
 from dippm_operator.controller.conditions import ready, verdict_of, with_verdicts
 from dippm_operator.controller.resolve import Resolver
 from dippm_operator.controller.state import Body, ClusterState, Key
@@ -105,6 +105,9 @@ class Reconciler:
         if job.status.observed_generation != job.metadata.generation:
             news += [events.News(True, "NotServedYet", sentence) for sentence in not_served(job.spec)]
         await self._write(body, job.status, status)
+        if waiting.just_predicted(job, now_fits=recommendation is not None and recommendation.fits):
+            woken = await waiting.wake(self._api, job, now)
+            news += [events.News(False, "RetryAsked", f"ReplicaSet {name} may make its pods now.") for name in woken]
         await events.post(self._api, job, news, instance=self._identity, now=now)
         return max((resolution.next_look - now).total_seconds(), 1.0)
 

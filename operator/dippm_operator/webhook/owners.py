@@ -9,6 +9,7 @@ from typing import Any
 
 from dippm_operator.kube.api import METADATA_ONLY, ApiClient, ApiFailure
 from dippm_operator.resource import InferenceJob
+from dippm_operator.webhook.review import is_name
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Owners:
     async def _ask(self, owner: Owner, namespace: str) -> tuple[str, Owner | None] | None:
         """(creation time, controller) of an owner; None where it is gone, hidden from us or of another kind."""
         place = ASKED.get((owner.group, owner.kind))
-        if place is None:
+        if place is None or not is_name(owner.name):
             return None
         if owner.uid not in self._known:
             path = f"/apis/{place.format(f'namespaces/{namespace}')}/{owner.name}"

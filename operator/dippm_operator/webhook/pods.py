@@ -12,7 +12,7 @@ from dippm_operator.webhook.calculate import calculate_patches
 from dippm_operator.webhook.facts import FactFinder
 from dippm_operator.webhook.metrics import Metrics
 from dippm_operator.webhook.owners import job_of
-from dippm_operator.webhook.review import Answer, Review
+from dippm_operator.webhook.review import Answer, Review, is_name
 
 ENDPOINT = "mutate"
 OWNED_ENDPOINT = "mutate-owned"
@@ -35,7 +35,7 @@ class PodPatches:
         if not name:
             return Answer(reason="NotLabelled")
         with self._metrics.step(ENDPOINT, "lookup"):
-            job = await self._jobs.find(review.namespace, name)
+            job = await self._jobs.find(review.namespace, name) if is_name(name) else None
         if job is None:
             return Answer(
                 warnings=(
