@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
-from dippm.network.bundle import Estimates
-from dippm.network.calibration import UpperBound
 
 from dippm.case import Allocator, Case, Precision, Runtime
 from dippm.devices import MIB, context_on
 from dippm.errors import UnknownDevice
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.network.bundle import Estimates
+from dippm.network.calibration import UpperBound
 from dippm.policy import Policy, Rule
 from dippm.prediction import Basis, Prediction
 from dippm.predictor import predict_graph

@@ -66,7 +66,8 @@ async def _lead(
     stop: asyncio.Event,
 ) -> None:
     queue: WorkQueue[Key] = WorkQueue()
-    fetcher = Fetcher(ArtifactCache(settings.cache, settings.cache_bytes), settings.fetch)
+    cache = await asyncio.to_thread(ArtifactCache, settings.cache, settings.cache_bytes)
+    fetcher = Fetcher(cache, settings.fetch)
     resolver = Resolver(fetcher, predictor, metrics)
     reconciler = Reconciler(
         api,
