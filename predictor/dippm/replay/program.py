@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dippm.graph import ModelGraph, ValueKind
-from dippm.replay.allocator import Block, CachingAllocator, round_size
+from dippm.replay.allocator import MIB, Block, CachingAllocator, round_size
 from dippm.replay.lifetimes import Lifetimes
 
 CUBLAS_KINDS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
@@ -27,8 +27,8 @@ class Program:
     """The graph's inputs."""
     steps: tuple[Step, ...]
     """One pass, the release of its outputs included."""
-    cublas_bytes: int
-    """What the first matrix product allocates for good; 0 where there is none."""
+    cublas: tuple[int, ...]
+    """What the first matrix product allocates for good; empty where there is none."""
     cublas_at: int
     """Index in `steps` before which it does."""
 
@@ -86,9 +86,14 @@ def program(
         ),
         inputs=tuple(size[i] for i in graph.inputs if size[i]),
         steps=tuple(steps),
-        cublas_bytes=cublas_bytes if cublas_at >= 0 else 0,
+        cublas=_cublas(cublas_bytes) if cublas_at >= 0 else (),
         cublas_at=cublas_at,
     )
+
+
+def _cublas(size: int) -> tuple[int, ...]:
+    """cuBLAS's workspace and cuBLASLt's are two allocations, the latter of 1 MiB."""
+    return (size - MIB, MIB) if size > MIB else (size,) if size else ()
 
 
 def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int]) -> list[Step]:
@@ -146,7 +151,7 @@ class Session:
         """Weights, inputs and cuBLAS's workspace: never freed."""
         self._live: dict[int, Block] = {}
         """Blocks of the pass in progress, by slot."""
-        self._has_cublas = not program.cublas_bytes
+        self._has_cublas = not program.cublas
 
     def load(self) -> tuple[int, int]:
         """Puts weights, then inputs on the device: allocated bytes of each."""
@@ -162,7 +167,7 @@ class Session:
         steps = self.program.steps
         if not self._has_cublas:
             self._walk(steps[: self.program.cublas_at])
-            self._held.append(self.allocator.malloc(self.program.cublas_bytes))
+            self._held += [self.allocator.malloc(size) for size in self.program.cublas]
             self._has_cublas = True
             steps = steps[self.program.cublas_at :]
         self._walk(steps)
