@@ -1,0 +1,33 @@
+"""What a download may take: bytes, seconds, hops, addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
+"""Where clouds serve instance credentials: no model lies there."""
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """Limits of one download. A user's URI is fetched with the operator's network, so addresses are limited too."""
+
+    max_bytes: int = 32 * 1024**3
+    """Largest artifact, bytes."""
+    connect_seconds: float = 10.0
+    """Longest wait for a connection."""
+    read_seconds: float = 30.0
+    """Longest silence while reading."""
+    total_seconds: float = 1800.0
+    """Longest download."""
+    max_redirects: int = 5
+    """Redirects that are followed; never from https to http."""
+    blocked_networks: tuple[Network, ...] = (*LINK_LOCAL, *LOOPBACK)
+    """Addresses that are never connected to, whatever name resolves to them."""
+    file_roots: tuple[Path, ...] = ()
+    """Folders that `file:` URIs must lie in; none allows no `file:` URI at all."""

@@ -1,0 +1,73 @@
+"""One question to the predictor, as a value that can be handed to another process; and asking it.
+
+The question is the seam that the tests put their own predictor into. Importing this module imports neither torch nor
+tvm: `ask` does, when it is first called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dippm.case import Case
+from dippm.policy import Policy
+from dippm.prediction import Prediction
+from dippm.profiles import Device
+from dippm_operator.fetch import shown
+from dippm_operator.resource import InferenceJobSpec, ModelFormat, ModelInput
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An artifact on disk and all that decides what it needs."""
+
+    path: Path
+    """Where it lies; fetched and verified."""
+    uri: str
+    """What it is called in messages: its URI without credentials."""
+    format: ModelFormat
+    inputs: tuple[ModelInput, ...]
+    case: Case
+    policy: Policy
+    limited: bool = True
+    """Parse in a separate, limited process. Only a file of the user's own, on his own machine, goes without."""
+    device: Device | None = None
+    """The device as the cluster's labels size it; None takes the catalogue's entry for `case.device`."""
+
+
+Predictor = Callable[[Question], Prediction]
+"""Answers a question, or raises a DippmError. Blocking: hundreds of milliseconds, seconds the first time."""
+
+
+def question_for(
+    spec: InferenceJobSpec, path: Path, *, case: Case, policy: Policy, device: Device | None = None
+) -> Question:
+    """The question that a spec asks about an artifact that lies at `path`."""
+    return Question(
+        path=path,
+        uri=shown(spec.model.uri),
+        format=spec.model.format,
+        inputs=spec.model.inputs,
+        case=case,
+        policy=policy,
+        device=device,
+    )
+
+
+def ask(question: Question) -> Prediction:
+    """Parse the artifact (in a limited child process) and predict in this one.
+
+    Raises DippmError: what is wrong with the file, its shapes or the device.
+    """
+    from dippm.artifact import open_artifact
+    from dippm.frontend import load_graph
+    from dippm.frontend.child import load_graph_in_child
+    from dippm.frontend.inputs import InputSpec
+    from dippm.predictor import predict_graph
+
+    artifact = open_artifact(question.path, framework=question.format.value, uri=question.uri)
+    inputs = tuple(InputSpec(one.name, one.shape, one.dtype) for one in question.inputs) or None
+    load = load_graph_in_child if question.limited else load_graph
+    graph = load(artifact, batch=question.case.batch, inputs=inputs)
+    return predict_graph(graph, question.case, question.policy, device=question.device)

@@ -1,0 +1,84 @@
+"""Rules of an InferenceJob that a schema cannot hold: devices, profiles, schemes. Pure.
+
+Each refusal is one sentence that names the field and the way out. What the schema and CEL say already is said again
+by `parse_inference_job`, for clusters whose CRD is of another version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dippm.errors import ManifestError, UnknownDevice, UnknownProfile
+from dippm.profiles import Device, parse_profile, resolve_device
+from dippm_operator.resource import Allocation, InferenceJob, OnOutOfMemory, Repair, TargetReference
+from dippm_operator.webhook.owners import group_of
+
+FETCHED_SCHEMES = ("https", "http", "file")
+"""Schemes of `spec.model.uri` that this version's operator reads."""
+
+
+def check_job(job: InferenceJob) -> None:
+    """Raises ManifestError, UnknownDevice or UnknownProfile for the first rule that the job breaks."""
+    name, spec = f"InferenceJob {job.metadata.name}", job.spec
+    scheme = spec.model.uri.partition(":")[0]
+    if scheme not in FETCHED_SCHEMES:
+        raise ManifestError(
+            f"{name}: spec.model.uri begins with {scheme}:, which this version does not read yet; "
+            f"give the model by {', '.join(FETCHED_SCHEMES[:-1])} or {FETCHED_SCHEMES[-1]}"
+        )
+    if spec.policy.allocation is not Allocation.DEVICE_PLUGIN:
+        raise ManifestError(
+            f"{name}: spec.policy.allocation is {spec.policy.allocation}, which this version does not serve yet; "
+            f"use {Allocation.DEVICE_PLUGIN}"
+        )
+    for field, asked, way_out in (
+        ("policy.onOutOfMemory: Bump", spec.policy.on_out_of_memory is OnOutOfMemory.BUMP, "use Report"),
+        ("policy.repair: Evict", spec.policy.repair is Repair.EVICT, "use None, and restart pods that Ready names"),
+        ("generation", spec.generation is not None, "give the sequence length in spec.model.inputs instead"),
+    ):
+        if asked:
+            raise ManifestError(f"{name}: spec.{field} is not served by this version yet; {way_out}")
+    device: Device | None = None
+    if spec.device is not None:
+        try:
+            device = resolve_device(spec.device)
+        except UnknownDevice as error:
+            raise UnknownDevice(f"{name}: spec.device: {error}") from None
+    _check_profiles(name, "allowedProfiles", spec.policy.allowed_profiles or (), device)
+    if spec.policy.fallback_profile is not None:
+        _check_profiles(name, "fallbackProfile", (spec.policy.fallback_profile,), device)
+
+
+def _check_profiles(name: str, field: str, profiles: Iterable[str], device: Device | None) -> None:
+    """A profile must be one by its name, and where the device is given one of that device's."""
+    for profile in profiles:
+        try:
+            parsed = parse_profile(profile)
+            if device is not None:
+                # `+me` and the like are variants of a size: the catalogue lists sizes.
+                device.profile(profile.removesuffix(parsed.attributes) if parsed.attributes else profile)
+        except UnknownProfile as error:
+            raise UnknownProfile(f"{name}: spec.policy.{field}: {error}") from None
+
+
+def older_rival(job: InferenceJob, others: Iterable[InferenceJob]) -> InferenceJob | None:
+    """The older job that sizes the same workload already: the older one stays in force."""
+    target = job.spec.target_ref
+    rivals = [
+        other
+        for other in others
+        if target is not None
+        and other.spec.target_ref is not None
+        and other.metadata.name != job.metadata.name
+        and _same(target, other.spec.target_ref)
+        and (other.metadata.creation_timestamp or "9") <= (job.metadata.creation_timestamp or "9")
+    ]
+    return min(rivals, key=lambda other: (other.metadata.creation_timestamp, other.metadata.name), default=None)
+
+
+def _same(one: TargetReference, other: TargetReference) -> bool:
+    return (group_of(one.api_version), one.kind, one.name) == (
+        group_of(other.api_version),
+        other.kind,
+        other.name,
+    )

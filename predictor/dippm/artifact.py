@@ -1,0 +1,215 @@
+"""A model file, known by its content: what it is, how large it is, and whether it is the one that was asked for.
+
+Nothing is loaded here: a few kilobytes are looked at (all of them only where a digest is to be verified).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dippm.errors import ArtifactUnreachable, DigestMismatch, ModelFormatError
+
+FORMATS = ("onnx", "pt2", "torchscript", "pickle")
+"""Formats that `open_artifact` gives; a `pickle` is only loaded when it is trusted explicitly."""
+
+FRAMEWORKS = {
+    "auto": FORMATS,
+    "pytorch": ("pt2", "torchscript", "pickle"),
+    "onnx": ("onnx",),
+    "torchscript": ("torchscript",),
+    "pt2": ("pt2",),
+}
+"""What a user may call a file, and the formats that answer to it."""
+
+_SPOKEN = {
+    "onnx": "an ONNX model",
+    "pt2": "a torch.export program (.pt2)",
+    "torchscript": "a TorchScript model",
+    "pickle": "a pickled PyTorch object",
+}
+_CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle", "huggingface"})
+_OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
+_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model file on disk whose kind is known."""
+
+    path: Path
+    format: str
+    """One of FORMATS."""
+    size_bytes: int
+    digest: str = ""
+    """`sha256:...` of the content where it was verified, else empty."""
+    uri: str = ""
+    """Where it came from; its path where it always was a file."""
+
+    @property
+    def spoken(self) -> str:
+        """What it is, in words."""
+        return _SPOKEN[self.format]
+
+
+def open_artifact(path: str | Path, *, framework: str = "auto", digest: str | None = None, uri: str = "") -> Artifact:
+    """Look at a file and say what model it is.
+
+    `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, `torchscript`, `pt2`), held against the content.
+    `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed.
+
+    Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
+    """
+    path = Path(path)
+    shown = uri or str(path)
+    try:
+        if path.is_dir():
+            raise ModelFormatError(f"{shown} {_describe_directory(path)}")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise ArtifactUnreachable(f"{shown} cannot be read: {error.strerror or error}") from None
+    verified = _verify(path, digest, shown) if digest else ""
+    detected = detect(path, head)
+    if detected not in FORMATS:
+        raise ModelFormatError(f"{shown} {detected}")
+    _check_framework(framework, detected, shown)
+    return Artifact(path=path, format=detected, size_bytes=size, digest=verified, uri=uri or str(path))
+
+
+def detect(path: Path, head: bytes) -> str:
+    """One of FORMATS, or a clause that says what the file is instead and what to do about it."""
+    if not head:
+        return "is empty: is the download complete?"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _detect_zip(path)
+    for signature, offset, clause in _CLOSED:
+        if head[offset : offset + len(signature)] == signature:
+            return clause
+    if _is_safetensors(head):
+        return f"holds weights only (safetensors), no operators: {_OPEN_DOORS}"
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] in (2, 3, 4, 5):
+        return "pickle"
+    if _looks_like_onnx(head):
+        return "onnx"
+    return "is no model that is known here: an ONNX file, a .pt2 or a TorchScript file is"
+
+
+def sha256_of(path: Path) -> str:
+    """`sha256:...` of a file, read in pieces."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_CLOSED: tuple[tuple[bytes, int, str], ...] = (
+    (b"\x89HDF\r\n\x1a\n", 0, f"is an HDF5 file (Keras), a format that is not read yet: {_OPEN_DOORS}"),
+    (b"TFL3", 4, f"is a TensorFlow Lite file, a format that is not read yet: {_OPEN_DOORS}"),
+    (b"GGUF", 0, f"is a GGUF file, a format that is not read: {_OPEN_DOORS}"),
+    (b"version https://git-lfs", 0, "is a Git LFS pointer, not the model: fetch it with `git lfs pull`"),
+    (b"\x1f\x8b", 0, "is a gzip archive: unpack it first"),
+    (b"<", 0, "looks like a web page, not a model: check the URI and the credentials"),
+    (b"{", 0, "is a JSON text, not a model"),
+)
+
+
+def _detect_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return "is a truncated or damaged zip archive: is the download complete?"
+    inner = {name.partition("/")[2] or name for name in names}
+    if "archive_format" in inner and any(_is_program(n) for n in inner):
+        return "pt2"
+    if "serialized_exported_program.json" in names:
+        return "is a .pt2 of an older PyTorch: load it there and save it again with torch 2.8 or later"
+    if "constants.pkl" in inner and any(n.startswith("code/") for n in inner):
+        return "torchscript"
+    if "data.pkl" in inner:
+        return "pickle"
+    if "config.json" in names and "metadata.json" in names:
+        return f"is a Keras archive, a format that is not read yet: {_OPEN_DOORS}"
+    return "is a zip archive without a model in it: a .pt2 has models/model.json, a TorchScript file code/"
+
+
+def _is_program(name: str) -> bool:
+    return name.startswith("models/") and name.endswith(".json")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def _looks_like_onnx(head: bytes) -> bool:
+    """A ModelProto starts with its small fields: `ir_version` (field 1, varint), producer strings, opset, graph."""
+    position, fields = 0, 0
+    while position < len(head) - 1 and fields < 6:
+        tag = head[position]
+        number, wire = tag >> 3, tag & 7
+        if number == 7 and wire == 2:
+            return fields > 0
+        if number not in _MODEL_FIELDS or wire != _MODEL_FIELDS[number]:
+            return False
+        length, position = _varint(head, position + 1)
+        if length < 0:
+            return False
+        if wire == 2:
+            position += length
+        fields += 1
+    return fields > 1
+
+
+_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2}
+"""Field numbers of onnx.ModelProto below 16 and their wire types (onnx.proto3)."""
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            return -1, position
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    return -1, position
+
+
+def _describe_directory(path: Path) -> str:
+    names: Iterable[str] = {p.name for p in path.iterdir()}
+    if "saved_model.pb" in names:
+        return f"is a TensorFlow SavedModel, a format that is not read yet: {_OPEN_DOORS}"
+    if "config.json" in names:
+        return f"is a Hugging Face folder, a format that is not read yet: {_OPEN_DOORS}"
+    return "is a directory: name the model file in it"
+
+
+def _check_framework(framework: str, detected: str, shown: str) -> None:
+    if framework in _CLOSED_FRAMEWORKS:
+        raise ModelFormatError(
+            f"format {framework} is not read yet, and {shown} is {_SPOKEN[detected]}: use format auto"
+        )
+    allowed = FRAMEWORKS.get(framework)
+    if allowed is None:
+        raise ModelFormatError(f"framework {framework!r} is not known: use one of {', '.join(FRAMEWORKS)}")
+    if detected not in allowed:
+        raise ModelFormatError(f"{shown} is {_SPOKEN[detected]}, not {framework}: use --framework auto")
+
+
+def _verify(path: Path, digest: str, shown: str) -> str:
+    algorithm, colon, wanted = digest.rpartition(":")
+    if (
+        (colon and algorithm != "sha256")
+        or len(wanted) != 64
+        or not all(c in "0123456789abcdef" for c in wanted.lower())
+    ):
+        raise DigestMismatch(f"digest {digest!r} is not sha256: followed by 64 hexadecimal digits")
+    found = sha256_of(path)
+    if found != f"sha256:{wanted.lower()}":
+        raise DigestMismatch(f"{shown} has digest {found}, not sha256:{wanted.lower()}: was it replaced?")
+    return found

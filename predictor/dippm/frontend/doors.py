@@ -1,0 +1,37 @@
+"""Which door a file goes through."""
+
+from __future__ import annotations
+
+from dippm.artifact import Artifact
+from dippm.errors import InputShapeError, UnsafeModel
+from dippm.frontend.inputs import InputSpec
+from dippm.graph import ModelGraph
+
+
+def open_door(
+    artifact: Artifact, *, batch: int, inputs: tuple[InputSpec, ...] | None, trust_pickle: bool
+) -> ModelGraph:
+    """Read `artifact` by its format; see `dippm.frontend.load_graph`."""
+    if batch < 1:
+        raise InputShapeError(f"batch must be at least 1, not {batch}")
+    shown = artifact.uri or str(artifact.path)
+    if artifact.format == "onnx":
+        from dippm.frontend.onnx_model import graph_of_onnx
+
+        return graph_of_onnx(artifact.path, batch=batch, inputs=inputs, shown=shown)
+    if artifact.format == "pt2":
+        from dippm.frontend.pt2_file import graph_of_pt2
+
+        return graph_of_pt2(artifact.path, batch=batch, inputs=inputs, shown=shown)
+    if artifact.format == "torchscript":
+        from dippm.frontend.torchscript import graph_of_torchscript
+
+        return graph_of_torchscript(artifact.path, batch=batch, inputs=inputs, shown=shown)
+    if not trust_pickle:
+        raise UnsafeModel(
+            f"{shown} is a pickled PyTorch object, and loading it would run code that it carries: export it with "
+            "`program = torch.export.export(model.eval(), (example,))` and `torch.export.save(program, 'model.pt2')`"
+        )
+    from dippm.frontend.torchscript import graph_of_pickle
+
+    return graph_of_pickle(artifact.path, batch=batch, inputs=inputs, shown=shown)

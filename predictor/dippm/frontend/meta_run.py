@@ -1,0 +1,146 @@
+"""Run an fx graph of ATen operators on the meta device: what each node puts out, and whose storage it is.
+
+Nothing is computed and no memory is taken: a meta tensor has a shape, strides and a storage without data. Views share
+the storage of their base there just as on a device, and a reshape copies exactly when its strides make it copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_aggregate
+
+from dippm.errors import InputShapeError, UnsupportedOperator
+from dippm.frontend.aten import NOT_RUN, base_name
+
+Concrete = Any
+"""What a node puts out: a meta tensor, a tuple or list of them, or a number (a shape)."""
+
+
+def run_on_meta(
+    graph: fx.Graph, inputs: Mapping[fx.Node, Concrete], *, rebatch: tuple[int | None, int] = (None, 0)
+) -> dict[fx.Node, Concrete]:
+    """The concrete value of every node, given those of the placeholders (and get_attr nodes).
+
+    Each node's `meta["val"]` is replaced by what it put out, and shape arithmetic in its arguments by plain numbers,
+    so that the graph is static afterwards whatever symbols it was exported with. `rebatch` is the batch that the graph
+    spells out, if any, and the one to put in its place.
+
+    Raises InputShapeError where the shapes do not go through the model.
+    """
+    values: dict[fx.Node, Concrete] = {}
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                values[node] = inputs[node]
+            elif node.op == "call_function":
+                if rebatch[0] is not None:
+                    _rebatch(node, values, rebatch[0], rebatch[1])
+                values[node] = _run_node(node, values)
+                node.args = map_aggregate(node.args, lambda a: _fold(a, values))
+                node.kwargs = map_aggregate(node.kwargs, lambda a: _fold(a, values))
+            elif node.op != "output":
+                raise UnsupportedOperator(
+                    f"operator {node.target} ({node.op}) is not an ATen call and is not supported"
+                )
+            if node in values:
+                node.meta["val"] = values[node]
+    return values
+
+
+_SPELLS_BATCH = frozenset({"view", "reshape", "_unsafe_view", "expand"})
+
+
+def _rebatch(node: fx.Node, values: Mapping[fx.Node, Concrete], old: int, new: int) -> None:
+    """A view (or expansion) to a shape that leads with the exporter's batch is given the new one."""
+    name = base_name(str(node.target))
+    if name not in _SPELLS_BATCH or len(node.args) < 2 or not isinstance(node.args[1], (list, tuple)):
+        return
+    source = values.get(node.args[0])  # type: ignore[arg-type]
+    size = list(node.args[1])
+    if not isinstance(source, torch.Tensor) or not source.dim() or not size or size[0] != old:
+        return
+    if source.shape[0] == new or (name == "expand" and source.shape[0] == 1):
+        node.args = (node.args[0], [new, *size[1:]], *node.args[2:])
+
+
+def _fold(argument: Any, values: Mapping[fx.Node, Concrete]) -> Any:
+    """A node that stands for a number becomes that number."""
+    if isinstance(argument, fx.Node) and isinstance(values.get(argument), (int, float, bool)):
+        return values[argument]
+    return argument
+
+
+def _run_node(node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
+    args = map_aggregate(node.args, lambda a: values[a] if isinstance(a, fx.Node) else a)
+    kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("meta")
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target(*args, **kwargs)  # type: ignore[operator]  # getitem and shape arithmetic of `operator`
+    name = base_name(str(node.target))
+    if name in NOT_RUN and not name.startswith("sym_"):
+        return args[0] if args else None
+    special = _ON_DEVICE.get(name)
+    try:
+        if special is not None:
+            return special(node.target, args, kwargs)
+        return node.target(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AssertionError) as error:
+        return _recorded(node, error)
+
+
+def _recorded(node: fx.Node, error: Exception) -> Concrete:
+    """What the exporter saw, for operators that the meta device cannot run (they read data); only if it is static."""
+    recorded = node.meta.get("val")
+    tensors: list[torch.Tensor] = []
+    map_aggregate((recorded,), lambda v: tensors.append(v) if isinstance(v, torch.Tensor) else None)
+    if (
+        isinstance(error, NotImplementedError)
+        and tensors
+        and all(isinstance(d, int) for t in tensors for d in (*t.shape, *t.stride()))
+    ):
+        return map_aggregate((recorded,), lambda v: _like(v) if isinstance(v, torch.Tensor) else v)[0]
+    sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise InputShapeError(f"these input shapes do not go through the model: {node.target} says: {sentence[:300]}")
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _attention(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Scaled dot-product attention as CUDA's fused kernels put it out.
+
+    The flash and memory-efficient kernels write (batch, sequence, heads, width) and hand back a transposed view, so
+    the `transpose(1, 2).reshape(...)` that follows in most models is free; on the meta device it would copy.
+    """
+    query, value = args[0], args[2]
+    shape = (*query.shape[:-1], value.shape[-1])
+    if query.dim() != 4:
+        return query.new_empty(shape)
+    b, h, s, d = shape
+    return query.new_empty((b, s, h, d)).transpose(1, 2)
+
+
+def _same(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    tensor: torch.Tensor = args[0]
+    return tensor.view_as(tensor)
+
+
+def _to(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """`aten.to` with every device read as the one device that the model is on."""
+    args = tuple(torch.device("meta") if isinstance(a, torch.device) else a for a in args)
+    result: torch.Tensor = target(*args, **kwargs)
+    return result
+
+
+_ON_DEVICE: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], torch.Tensor]] = {
+    "scaled_dot_product_attention": _attention,
+    "detach": _same,
+    "lift_fresh": _same,
+    "to": _to,
+}

@@ -1,0 +1,204 @@
+"""An ONNX file without its weights: read, stripped and validated before anything believes it.
+
+The protobuf is walked on the wire (onnx.proto3 gives the field numbers) and the data of large tensors is left out, so
+that a file of gigabytes costs what its graph costs. External data is never opened. Weights become typed graph inputs.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import checker, inliner
+
+from dippm.errors import ModelFormatError, UnsupportedOperator
+from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
+
+STRIP_BYTES = 16 * 1024
+"""Tensors that take at least so many bytes in the file are weights; smaller ones may be shapes and are kept."""
+MAX_GRAPH_BYTES = 512 << 20
+"""Most bytes that the graph may have once its weights are left out."""
+DOMAINS = frozenset({"", "ai.onnx"})
+
+_CHILDREN = {"model": {7: "graph"}, "graph": {1: "node", 5: "tensor"}, "node": {5: "attribute"},
+             "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"}}  # fmt: skip
+_TENSOR_DATA = frozenset({4, 5, 6, 7, 9, 10, 11})
+"""Fields of TensorProto that hold elements: float_data, int32_data, string_data, int64_data, raw_data, ..."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A checked model whose weights are typed inputs."""
+
+    model: onnx.ModelProto
+    weights: dict[str, onnx.TypeProto]
+    """Type of each initializer, in the file's order."""
+    data: dict[str, onnx.TensorProto]
+    """Those initializers whose data is kept: small ones, which shape arithmetic may need."""
+    opset: int
+
+
+def read_onnx(path: Path, shown: str) -> OnnxFile:
+    """Read a file; `shown` is how errors name it.
+
+    Raises ModelFormatError (truncated, damaged, nonsense) or UnsupportedOperator.
+    """
+    with path.open("rb") as file:
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise ModelFormatError(f"{shown} is empty: is the download complete?") from None
+        with mapped, memoryview(mapped) as view:
+            stripped = bytes(_strip(view, "model", shown))
+    if len(stripped) > MAX_GRAPH_BYTES:
+        raise ModelFormatError(
+            f"{shown} has a graph of {len(stripped) >> 20} MiB without weights: the limit is 512 MiB"
+        )
+    try:
+        model = onnx.ModelProto.FromString(stripped)
+    except DecodeError:
+        raise ModelFormatError(f"{shown} is a damaged ONNX file: its protobuf cannot be decoded") from None
+    return checked(model, shown)
+
+
+def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
+    """Validate a model and turn its initializers into typed inputs (in place)."""
+    if not model.graph.node:
+        raise ModelFormatError(f"{shown} is an ONNX file without operators")
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    graph = model.graph
+    opset = next((o.version for o in model.opset_import if o.domain in DOMAINS), 0)
+    for node in graph.node:
+        if node.domain not in DOMAINS:
+            raise UnsupportedOperator(f"operator {node.domain}::{node.op_type} is not supported (domain {node.domain})")
+        if not onnx.defs.has(node.op_type):
+            raise UnsupportedOperator(f"operator onnx.{node.op_type} is not supported: ONNX has none of that name")
+    if graph.sparse_initializer:
+        raise UnsupportedOperator(f"{shown} has sparse weights, which are not supported")
+    weights: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for tensor in graph.initializer:
+        _check_dims(tensor.dims, f"weight {tensor.name!r}", shown)
+        weights[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if has_data(tensor):
+            kept = data[tensor.name] = onnx.TensorProto()
+            kept.CopyFrom(tensor)
+    _large_constants(graph, weights)
+    declared = {i.name for i in graph.input}
+    for name, kind in weights.items():
+        if name not in declared:
+            graph.input.append(onnx.helper.make_value_info(name, kind))
+    del graph.initializer[:]
+    for value in graph.input:
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
+        _check_dims(dims, f"input {value.name!r}", shown)
+    del graph.value_info[:]
+    for value in graph.output:
+        if not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()  # the checker wants one; outputs' shapes are inferred anyway
+    try:
+        checker.check_model(model)
+    except checker.ValidationError as error:
+        sentence = " ".join(str(error).split("==>")[0].split())
+        raise ModelFormatError(f"{shown} is not valid ONNX: {sentence[:300]}") from None
+    return OnnxFile(model=model, weights=weights, data=data, opset=opset)
+
+
+def _large_constants(graph: onnx.GraphProto, weights: dict[str, onnx.TypeProto]) -> None:
+    """Constant nodes whose data was left out are weights in another spelling."""
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is None or has_data(value):
+            kept.append(node)
+        else:
+            weights[node.output[0]] = onnx.helper.make_tensor_type_proto(value.data_type, list(value.dims))
+    if len(kept) < len(graph.node):
+        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in kept]
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def has_data(tensor: onnx.TensorProto) -> bool:
+    """Whether the elements are in the proto (they were neither stripped nor are they in another file)."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return False
+    return 0 in tensor.dims or any(
+        len(getattr(tensor, f)) for f in
+        ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    )  # fmt: skip
+
+
+def _check_dims(dims: object, what: str, shown: str) -> None:
+    numel = 1
+    for dim in dims:  # type: ignore[attr-defined]  # a repeated protobuf field
+        if not 0 <= dim <= MAX_DIM:
+            raise ModelFormatError(f"{shown} is not valid: {what} has a dimension of {dim}")
+        numel *= dim
+    if numel > MAX_NUMEL:
+        raise ModelFormatError(f"{shown} is not valid: {what} has {numel} elements")
+
+
+def _strip(view: memoryview, message: str, shown: str) -> bytearray:
+    """Copy a message without the data of its large tensors.
+
+    Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint or some bytes).
+    """
+    kept = bytearray()
+    position, end = 0, len(view)
+    while position < end:
+        start = position
+        tag, position = _varint(view, position, shown)
+        number, wire = tag >> 3, tag & 7
+        length = 0
+        if wire == 0:
+            _, position = _varint(view, position, shown)
+        elif wire == 1:
+            length = 8
+        elif wire == 5:
+            length = 4
+        elif wire == 2:
+            length, position = _varint(view, position, shown)
+        else:
+            raise ModelFormatError(f"{shown} is a damaged ONNX file: unknown wire type {wire}")
+        if position + length > end:
+            raise ModelFormatError(
+                f"{shown} is a truncated ONNX file: {length} bytes are announced, {end - position} are left; "
+                "is the download complete?"
+            )
+        body = position
+        position += length
+        if message == "tensor":
+            if number in _TENSOR_DATA:
+                continue
+        elif length >= STRIP_BYTES and wire == 2 and (child := _CHILDREN.get(message, {}).get(number)):
+            inner = _strip(view[body:position], child, shown)
+            kept += _tag(tag) + _tag(len(inner)) + inner
+            continue
+        kept += view[start:position]
+    return kept
+
+
+def _varint(view: memoryview, position: int, shown: str) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(view) and shift < 70:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise ModelFormatError(f"{shown} is a truncated or damaged ONNX file: is the download complete?")
+
+
+def _tag(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

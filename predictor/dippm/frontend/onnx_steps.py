@@ -1,0 +1,250 @@
+"""ONNX nodes in the canonical vocabulary: kind and attributes of each, and the module scope its exporter left.
+
+Spec: https://onnx.ai/onnx/operators. One `Step` is one operator as a framework runs it, before (`steps_of`) and after
+fusion (`onnx_fuse`).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dippm.frontend.onnx_fold import StaticGraph
+from dippm.graph import Attribute, TensorSpec
+
+_NAMES_BY_KIND = {
+    "linear": "Gemm", "matmul": "MatMul MatMulInteger", "einsum": "Einsum", "lstm": "LSTM", "gru": "GRU", "rnn": "RNN",
+    "scaled_dot_product_attention": "Attention", "batch_norm": "BatchNormalization", "layer_norm": "LayerNormalization",
+    "group_norm": "GroupNormalization", "instance_norm": "InstanceNormalization MeanVarianceNormalization",
+    "rms_norm": "RMSNormalization", "local_response_norm": "LRN", "relu": "Relu ThresholdedRelu",
+    "leaky_relu": "LeakyRelu", "prelu": "PRelu", "elu": "Elu Celu", "selu": "Selu", "gelu": "Gelu", "silu": "Swish",
+    "sigmoid": "Sigmoid", "hardsigmoid": "HardSigmoid", "hardswish": "HardSwish", "tanh": "Tanh",
+    "softplus": "Softplus Softsign", "mish": "Mish", "softmax": "Softmax", "log_softmax": "LogSoftmax",
+    "dropout": "Dropout", "interpolate": "Resize Upsample", "grid_sample": "GridSample AffineGrid", "add": "Add Sum",
+    "subtract": "Sub", "multiply": "Mul", "divide": "Div", "power": "Pow", "maximum": "Max", "minimum": "Min",
+    "remainder": "Mod", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "neg": "Neg",
+    "sin": "Sin Tan Sinh Asin Atan Asinh Atanh", "cos": "Cos Cosh Acos Acosh", "erf": "Erf", "clamp": "Clip Shrink",
+    "round": "Round", "floor": "Floor Ceil", "reciprocal": "Reciprocal",
+    "bitwise": "And Or Xor Not BitwiseAnd BitwiseOr BitwiseXor BitwiseNot BitShift",
+    "compare": "Equal Greater GreaterOrEqual Less LessOrEqual IsNaN IsInf Sign", "where": "Where",
+    "cast": "Cast CastLike QuantizeLinear DequantizeLinear DynamicQuantizeLinear", "mean": "ReduceMean Mean",
+    "sum": "ReduceSum ReduceSumSquare ReduceLogSum ReduceLogSumExp", "max": "ReduceMax", "min": "ReduceMin",
+    "prod": "ReduceProd", "norm": "ReduceL1 ReduceL2 LpNormalization", "argmax": "ArgMax ArgMin Hardmax",
+    "cumsum": "CumSum", "topk": "TopK", "concat": "Concat", "pad": "Pad", "gather": "GatherElements",
+    "scatter": "ScatterElements ScatterND Scatter", "index": "Gather GatherND", "repeat": "Tile",
+    "flip": "ReverseSequence",
+    "tril": "Trilu", "one_hot": "OneHot", "full": "ConstantOfShape EyeLike", "arange": "Range", "reshape": "Reshape",
+    "permute": "Transpose", "expand": "Expand", "slice": "Slice", "split": "Split", "squeeze": "Squeeze",
+    "unsqueeze": "Unsqueeze", "flatten": "Flatten", "pixel_shuffle": "DepthToSpace SpaceToDepth",
+    "identity": "Identity",
+    "adaptive_max_pool2d": "GlobalMaxPool", "conv": "Conv ConvTranspose ConvInteger",
+    "pool": "MaxPool AveragePool LpPool GlobalAveragePool",
+}  # fmt: skip
+_KIND_BY_NAME = {name: kind for kind, names in _NAMES_BY_KIND.items() for name in names.split()}
+SHARES_STORAGE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+"""Operators that ONNX runtimes run without a copy: the same elements in the same order."""
+
+
+@dataclass
+class Step:
+    """One operator: what it reads and puts out by value name, and the nodes it is made of."""
+
+    kind: str
+    target: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Attribute]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+
+    @property
+    def shares_storage(self) -> bool:
+        """Whether its output is its first input's storage."""
+        return len(self.nodes) == 1 and self.nodes[0].op_type in SHARES_STORAGE
+
+
+def steps_of(static: StaticGraph) -> list[Step]:
+    """One step a node."""
+    return [_step(node, static) for node in static.nodes]
+
+
+def _step(node: onnx.NodeProto, static: StaticGraph) -> Step:
+    given = {a.name: plain_attribute(onnx.helper.get_attribute_value(a)) for a in node.attribute}
+    specs = [static.specs[i] for i in node.input if i]
+    kind, attributes = _canonical(node, given, specs, static)
+    inputs = [i for i in node.input if i and (i not in static.constants or not _is_setting(node, i))]
+    return Step(
+        kind=kind,
+        target=f"onnx.{node.op_type}",
+        inputs=inputs,
+        outputs=[o for o in node.output if o],
+        attributes={k: v for k, v in attributes.items() if v is not None},
+        nodes=[node],
+    )
+
+
+def _is_setting(node: onnx.NodeProto, name: str) -> bool:
+    """Whether a constant operand only sets the operator up (a target shape, axes, pads)."""
+    return name in list(node.input)[1:] and node.op_type in _WITH_SETTINGS
+
+
+_WITH_SETTINGS = frozenset({
+    "Reshape", "Expand", "Slice", "Squeeze", "Unsqueeze", "Split", "Pad", "Resize", "Upsample", "Tile", "ReduceMean",
+    "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum",
+    "ReduceLogSumExp", "Clip", "TopK", "CumSum", "Dropout", "ConstantOfShape", "Pow", "Trilu", "OneHot",
+})  # fmt: skip
+
+
+def plain_attribute(value: Any) -> Attribute:
+    """An ONNX attribute as JSON can carry it; None for tensors and graphs."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, (list, tuple)) or hasattr(value, "__len__"):
+        items = list(value)
+        if all(isinstance(i, int) for i in items):
+            return tuple(int(i) for i in items)
+        return ",".join(i.decode(errors="replace") if isinstance(i, bytes) else str(i) for i in items)
+    return None
+
+
+def _canonical(
+    node: onnx.NodeProto, given: Mapping[str, Attribute], specs: Sequence[TensorSpec], static: StaticGraph
+) -> tuple[str, dict[str, Attribute]]:
+    name = node.op_type
+    kind = _KIND_BY_NAME.get(name, "unknown")
+    rank = len(specs[0].shape) if specs else 0
+    if kind == "conv":
+        suffix = "_transpose" if name == "ConvTranspose" else ""
+        return f"conv{rank - 2}d{suffix}", _convolution(given, specs, bool(suffix))
+    if kind == "pool":
+        return _pool(name, given, rank - 2)
+    if kind == "matmul":
+        second = specs[1].shape if len(specs) > 1 else ()
+        return ("batch_matmul" if min(rank, len(second)) > 2 else "matmul"), {}
+    if name == "Gemm":
+        return "linear", {}
+    if name == "Clip":
+        low = given.get("min", _scalar(node, 1, static))
+        high = given.get("max", _scalar(node, 2, static))
+        return ("relu6" if (low, high) == (0, 6) else "clamp"), {}
+    if name == "Resize":
+        return kind, {"mode": given.get("mode", "nearest")}
+    if name in ("Softmax", "LogSoftmax"):
+        axis = given.get("axis", -1)
+        return kind, {"dim": axis if not isinstance(axis, int) or axis != rank - 1 else -1}
+    if name == "Gather" and node.input[0] in static.weights and len(specs[0].shape) == 2 and not given.get("axis"):
+        return "embedding", {}
+    if name in ("Concat", "Split", "Gather", "GatherElements", "CumSum", "TopK", "ArgMax", "ArgMin"):
+        return kind, {"dim": given.get("axis")}
+    if name.startswith("Reduce"):
+        axes = static.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        return kind, {"dim": given.get("axes") if axes is None else tuple(int(a) for a in axes)}
+    return kind, dict(given)
+
+
+def _scalar(node: onnx.NodeProto, position: int, static: StaticGraph) -> float | None:
+    name = node.input[position] if len(node.input) > position else ""
+    array: np.ndarray[Any, Any] | None = static.constants.get(name)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def _ints(value: Attribute, count: int, default: int) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (default,) * count
+
+
+def _padding(given: Mapping[str, Attribute], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """One number per spatial dimension; begins and ends where they differ."""
+    count = len(kernel)
+    if str(given.get("auto_pad", "NOTSET")).startswith("SAME"):
+        return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    pads = _ints(given.get("pads"), 2 * count, 0)
+    return pads[:count] if pads[:count] == pads[count:] else pads
+
+
+def _convolution(given: Mapping[str, Attribute], specs: Sequence[TensorSpec], transposed: bool) -> dict[str, Attribute]:
+    kernel = specs[1].shape[2:]
+    count = len(kernel)
+    dilation = _ints(given.get("dilations"), count, 1)
+    attributes: dict[str, Attribute] = {
+        "kernel_size": kernel,
+        "stride": _ints(given.get("strides"), count, 1),
+        "padding": _padding(given, kernel, dilation),
+        "dilation": dilation,
+        "groups": given.get("group", 1),
+    }
+    if transposed:
+        attributes["output_padding"] = _ints(given.get("output_padding"), count, 0)
+    return attributes
+
+
+def _pool(name: str, given: Mapping[str, Attribute], count: int) -> tuple[str, dict[str, Attribute]]:
+    if name == "GlobalAveragePool":
+        return f"adaptive_avg_pool{min(count, 2)}d", {"output_size": (1,) * count}
+    kernel = _ints(given.get("kernel_shape"), count, 1)
+    dilation = _ints(given.get("dilations"), count, 1)
+    return f"{'max' if name == 'MaxPool' else 'avg'}_pool{count}d", {
+        "kernel_size": kernel,
+        "stride": _ints(given.get("strides"), count, 1),
+        "padding": _padding(given, kernel, dilation),
+        "dilation": dilation,
+        "ceil_mode": bool(given.get("ceil_mode", 0)),
+    }
+
+
+class Scopes:
+    """Module scopes of nodes in order: a module that is entered again is `path@1`, then `path@2`."""
+
+    def __init__(self) -> None:
+        self._previous: tuple[str, ...] = ()
+        self._calls: dict[str, int] = {}
+        self._shown: tuple[str, ...] = ()
+
+    def of(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """Scope of the next node, outermost first."""
+        paths = _paths(node)
+        shown = []
+        entered = False
+        for depth, path in enumerate(paths):
+            if not entered and depth < len(self._previous) and self._previous[depth] == path:
+                shown.append(self._shown[depth])
+                continue
+            entered = True
+            calls = self._calls[path] = self._calls.get(path, -1) + 1
+            shown.append(f"{path}@{calls}" if calls else path)
+        self._previous, self._shown = paths, tuple(shown)
+        return self._shown
+
+
+def _paths(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Full module paths of a node, from its metadata (dynamo exporter) or its name (`/layer1/layer1.0/conv1/Conv`)."""
+    recorded = metadata(node, "pkg.torch.onnx.name_scopes")
+    if recorded:
+        try:
+            return tuple(str(p) for p in ast.literal_eval(recorded)[:-1])
+        except (ValueError, SyntaxError, TypeError):
+            return ()
+    parts = [p for p in node.name.split("/")[1:-1] if p]
+    if not node.name.startswith("/"):
+        return ()
+    paths = [""]
+    above, last = "", ""
+    for part in parts:
+        if last and part.startswith(f"{last}."):
+            path = f"{above}.{part}" if above else part
+        else:
+            above = paths[-1]
+            path = f"{above}.{part}" if above else part
+        last = part
+        paths.append(path)
+    return tuple(paths)
+
+
+def metadata(node: onnx.NodeProto, key: str) -> str:
+    """A node's metadata property, or nothing."""
+    return next((p.value for p in node.metadata_props if p.key == key), "")

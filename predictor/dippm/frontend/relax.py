@@ -1,0 +1,278 @@
+"""The one module that imports TVM: ATen and ONNX operators expressed in Relax.
+
+TVM 0.27 (Apache TVM, `tvm.relax.frontend`). Parameters enter as typed inputs, so no weight is read or copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tvm
+from torch import fx
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map, onnx_input
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from dippm.errors import UnsupportedOperator
+from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
+from dippm.frontend.onnx_fold import StaticGraph
+from dippm.graph import TensorSpec
+
+
+@dataclass(frozen=True)
+class RelaxProgram:
+    """A Relax module and, for each framework operator, the names of the Relax operators that express it."""
+
+    module: tvm.IRModule
+    names: Mapping[Any, tuple[str, ...]]
+
+
+class RecordingBuilder(relax.BlockBuilder):  # type: ignore[misc]  # TVM ships no types
+    """A block builder that remembers which operators were emitted since it was last asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitted: list[str] = []
+
+    def emit(self, expr: Any, name_hint: str = "") -> relax.Var:
+        collect_operator_names(expr, self._emitted)
+        return super().emit(expr, name_hint)
+
+    def normalize(self, expr: Any) -> Any:
+        """Bind nested calls to variables; the outermost call is remembered when it is emitted itself."""
+        if isinstance(expr, relax.Call):
+            for argument in expr.args:
+                collect_operator_names(argument, self._emitted)
+        return super().normalize(expr)
+
+    def take(self) -> tuple[str, ...]:
+        """Names of the operators emitted since the last call, in order."""
+        names, self._emitted = tuple(self._emitted), []
+        return names
+
+
+def collect_operator_names(expr: Any, into: list[str]) -> None:
+    """Append the operator names in an expression, operands first."""
+    if isinstance(expr, relax.Call):
+        for argument in expr.args:
+            collect_operator_names(argument, into)
+        operator = expr.op
+        if isinstance(operator, relax.ExternFunc):
+            return
+        if isinstance(operator, tvm.ir.Op):
+            name = operator.name
+            packed = expr.args[0] if name == "relax.call_pure_packed" and len(expr.args) else None
+            into.append(f"packed.{packed.global_symbol}" if isinstance(packed, relax.ExternFunc) else name)
+        else:
+            into.append("relax.call")
+    elif isinstance(expr, relax.Tuple):
+        for item in expr.fields:
+            collect_operator_names(item, into)
+    elif isinstance(expr, relax.TupleGetItem):
+        collect_operator_names(expr.tuple_value, into)
+
+
+class _MetaImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM ships no types
+    """TVM's importer over a graph that already ran on the meta device."""
+
+    def translate(self, graph: fx.Graph, outputs: Sequence[fx.Node]) -> RelaxProgram:
+        """Express every call of `graph` in Relax; each node's `meta["val"]` says what it puts out."""
+        builder = RecordingBuilder()
+        self.block_builder = builder
+        names: dict[Any, tuple[str, ...]] = {}
+        for node in graph.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                value = node.meta["val"]
+                self.env[node] = relax.Var(node.name, tensor_type(value)) if isinstance(value, torch.Tensor) else value
+        variables = [v for v in self.env.values() if isinstance(v, relax.Var)]
+        with builder.function("main", params=variables):
+            with builder.dataflow():
+                for node in graph.nodes:
+                    if node.op != "call_function":
+                        continue
+                    value = node.meta["val"]
+                    if value is None or isinstance(value, (int, float, bool)):
+                        self.env[node] = value
+                        continue
+                    self.env[node] = self._call(node)
+                    names[node] = builder.take()
+                results = [self.env[n] for n in outputs if isinstance(self.env[n], relax.Expr)]
+                output = builder.emit_output(relax.Tuple(results))
+            builder.emit_func_output(output)
+        return RelaxProgram(module=builder.get(), names=names)
+
+    def _call(self, node: fx.Node) -> Any:
+        name = getattr(node.target, "__name__", str(node.target))
+        convert = self.convert_map.get(name)
+        base = base_name(name)
+        if base in NOT_RUN:
+            return self.env[node.args[0]] if node.args else None
+        known = base in KIND_BY_NAME
+        if convert is None and not known:
+            raise UnsupportedOperator(f"operator {node.target} is not supported")
+        if convert is not None:
+            try:
+                expr = convert(node)
+            except Exception as error:
+                # TVM's converters raise whatever comes up (assertions, KeyError, its own errors) on argument
+                # combinations that they do not cover; the call itself is still known and typed.
+                if not known:
+                    raise UnsupportedOperator(
+                        f"operator {node.target} is not supported: {_first_line(error)}"
+                    ) from error
+            else:
+                if not isinstance(node.target, torch._ops.OpOverload) or _agrees(expr, node.meta["val"]):
+                    return expr
+        self.block_builder.take()
+        return self._packed(node)
+
+    def _packed(self, node: fx.Node) -> Any:
+        """The call as a packed function of the framework's name, typed by what it put out on the meta device."""
+        arguments = [self.env[a] for a in node.all_input_nodes if isinstance(self.env.get(a), relax.Expr)]
+        value = node.meta["val"]
+        many = isinstance(value, (tuple, list))
+        tensors = [v for v in value if isinstance(v, torch.Tensor)] if many else [value]
+        types = [tensor_type(t) for t in tensors]
+        call = relax.op.call_pure_packed(
+            str(node.target), *arguments, ty_args=[relax.TupleType(types)] if many else types
+        )
+        result = self.block_builder.emit(call)
+        if not many:
+            return result
+        return [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(len(tensors))]
+
+
+def tensor_type(tensor: torch.Tensor) -> Any:
+    """The Relax type of a meta tensor."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return relax.TensorType([int(d) for d in tensor.shape], _RELAX_DTYPE.get(dtype, dtype))
+
+
+_RELAX_DTYPE = {"complex64": "int64", "complex128": "int64"}
+"""Relax has no complex numbers: another dtype stands in, inside the Relax module only."""
+
+
+def _agrees(expr: Any, value: Any) -> bool:
+    """Whether a converter's result has the shape and dtype that the framework has; where not, it is not believed."""
+    if isinstance(value, torch.Tensor):
+        kind = getattr(expr, "ty", None)
+        if not isinstance(kind, relax.TensorType) or kind.shape is None:
+            return False
+        return list(map(_static, kind.shape)) == list(value.shape) and _dtype(kind) == str(value.dtype)[6:]
+    return True
+
+
+def _static(dim: Any) -> int | None:
+    value = getattr(dim, "value", dim)
+    return value if isinstance(value, int) else None
+
+
+def _dtype(kind: Any) -> str:
+    dtype = kind.dtype
+    return str(getattr(dtype, "dtype", dtype))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[-1][:200] if text else type(error).__name__
+
+
+def express_in_relax(graph: fx.Graph, outputs: Sequence[fx.Node]) -> RelaxProgram:
+    """Express an fx graph (run on meta before, see `meta_run`) in Relax.
+
+    Raises UnsupportedOperator, naming the operator.
+    """
+    return _MetaImporter().translate(graph, outputs)
+
+
+class _StaticOnnxImporter(ONNXGraphImporter):  # type: ignore[misc]  # TVM ships no types
+    """TVM's ONNX importer over a graph whose shapes and constants are known."""
+
+    def __init__(self, static: StaticGraph, opset: int) -> None:
+        super().__init__({}, {}, keep_params_in_input=True, sanitize=False)
+        self.opset = opset
+        self._static = static
+        self.bb = RecordingBuilder()
+
+    def translate(self, inputs: Mapping[str, TensorSpec], outputs: Sequence[str]) -> RelaxProgram:
+        """Express every node in Relax."""
+        static = self._static
+        read = {i for node in static.nodes for i in node.input if i}
+        held = {n: static.specs[n] for n in static.weights if n in read and n not in static.constants}
+        for name, spec in {**inputs, **held}.items():
+            self._nodes[name] = relax.Var(name, relax.TensorType(list(spec.shape), spec.dtype))
+        for name, array in static.constants.items():
+            if name in read or name in outputs:
+                self._nodes[name] = relax.const(array)
+        variables = [v for v in self._nodes.values() if isinstance(v, relax.Var)]
+        names: dict[str, tuple[str, ...]] = {}
+        with self.bb.function("main", params=variables):
+            with self.bb.dataflow():
+                for node in static.nodes:
+                    self._convert(node)
+                    names[node.output[0]] = self.bb.take()
+                output = self.bb.emit_output(relax.Tuple([self._nodes[o] for o in outputs if o in self._nodes]))
+            self.bb.emit_func_output(output)
+        return RelaxProgram(module=self.bb.get(), names=names)
+
+    def _convert(self, node: Any) -> None:
+        wanted = [self._static.specs[o] if o else None for o in node.output]
+        results = self._converted(node)
+        if results is None or not all(
+            w is None or (len(results) > i and _has_spec(results[i], w)) for i, w in enumerate(wanted)
+        ):
+            self.bb.take()
+            results = self._packed(node, [w for w in wanted if w is not None])
+        for name, result in zip((o for o in node.output if o), results, strict=False):
+            self._nodes[name] = result
+
+    def _converted(self, node: Any) -> list[Any] | None:
+        """What TVM's converter makes of a node; None where it has none or does not cover these attributes."""
+        if node.op_type not in _get_convert_map():
+            return None
+        arguments = onnx_input()
+        for name in node.input:
+            arguments.append(self._nodes[name] if name else None)
+        try:
+            attributes = self._parse_attr(node.attribute)
+            attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+            expr = self._convert_operator(node.op_type, arguments, attributes, self.opset)
+            if isinstance(expr, relax.Tuple):
+                return [self.bb.emit(e) for e in expr.fields]
+            expr = self.bb.emit(expr)
+            if isinstance(expr.ty, relax.TupleType):
+                return [self.bb.emit(relax.TupleGetItem(expr, i)) for i in range(len(expr.ty.fields))]
+        except Exception:
+            # TVM's converters raise whatever comes up (assertions, KeyError, its own errors) on what they do not
+            # cover; ONNX's shape inference has typed the node already, so it is expressed as a packed call instead.
+            return None
+        return [expr]
+
+    def _packed(self, node: Any, wanted: Sequence[TensorSpec]) -> list[Any]:
+        types = [relax.TensorType(list(w.shape), w.dtype) for w in wanted]
+        arguments = [self._nodes[i] for i in node.input if i]
+        result = self.bb.emit(
+            relax.op.call_pure_packed(
+                f"onnx.{node.op_type}", *arguments, ty_args=[relax.TupleType(types)] if len(types) > 1 else types
+            )
+        )
+        if len(types) == 1:
+            return [result]
+        return [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
+
+
+def _has_spec(expr: Any, wanted: TensorSpec) -> bool:
+    kind = getattr(expr, "ty", None)
+    if not isinstance(kind, relax.TensorType) or kind.shape is None:
+        return False
+    return tuple(map(_static, kind.shape)) == wanted.shape and _dtype(kind) == wanted.dtype
+
+
+def express_onnx_in_relax(
+    static: StaticGraph, inputs: Mapping[str, TensorSpec], outputs: Sequence[str], opset: int
+) -> RelaxProgram:
+    """Express a static ONNX graph in Relax; `names` are by each node's first output."""
+    return _StaticOnnxImporter(static, opset).translate(inputs, outputs)

@@ -1,0 +1,84 @@
+"""Memory of one forward pass, replayed: lifetimes by the runtime's rules, workspaces, PyTorch's caching allocator.
+
+    ModelGraph -> Lifetimes -> Program -> (CachingAllocator) -> Replay
+
+Nothing here is learned and nothing needs torch; what an operator needs beside its outputs comes from outside
+(`workspaces`), or from `dippm.replay.workspace`, which knows a rule per kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dippm.case import Allocator, Mode, Runtime
+from dippm.graph import ModelGraph
+from dippm.replay.allocator import CachingAllocator
+from dippm.replay.caps import smallest_cap
+from dippm.replay.lifetimes import Lifetimes, lifetimes
+from dippm.replay.program import Level, Program, Session, levels, program
+from dippm.replay.workspace import HOPPER_CUBLAS_BYTES
+
+__all__ = ["HOPPER_CUBLAS_BYTES", "Level", "Lifetimes", "Program", "Replay", "levels", "lifetimes", "program", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Memory of one case, bytes, as PyTorch's counters would say it."""
+
+    weights_bytes: int
+    """Allocated for parameters, buffers and constants."""
+    inputs_bytes: int
+    """Allocated for the graph's inputs."""
+    allocated_bytes: int
+    """Peak allocated over a steady pass, weights and inputs included."""
+    activations_bytes: int
+    """`allocated_bytes` less weights and inputs."""
+    reserved_bytes: int
+    """Peak reserved, first pass included."""
+    min_cap_bytes: int
+    """The smallest cap under which loading and three passes succeed (`dippm.replay.caps`)."""
+
+
+def replay(
+    graph: ModelGraph,
+    *,
+    runtime: Runtime,
+    allocator: Allocator,
+    workspaces: Sequence[int],
+    mode: Mode = Mode.INFERENCE,
+    events: Sequence[Sequence[int] | None] | None = None,
+    cublas_bytes: int = HOPPER_CUBLAS_BYTES,
+    warm_passes: int = 1,
+) -> Replay:
+    """Replay `graph`, already cast to its precision.
+
+    `workspaces`: per operator, bytes needed beside its outputs while it runs. `events`: where known, an operator's
+    allocations (positive) and frees (negative) in order, instead of its workspace. `cublas_bytes`: what the device's
+    cuBLAS keeps (`dippm.replay.workspace.cublas_bytes`). `warm_passes`: see `dippm.replay.caps.smallest_cap`.
+    Raises ValueError unless there is one workspace for each operator.
+    """
+    if len(workspaces) != len(graph.operators):
+        raise ValueError(f"{len(workspaces)} workspaces for {len(graph.operators)} operators")
+    lives = lifetimes(graph, runtime, mode)
+    steps = program(graph, lives, workspaces, events=events, cublas_bytes=cublas_bytes)
+    session = Session(steps, CachingAllocator(allocator))
+    weights, inputs = session.load()
+    session.run()
+    counters = session.allocator
+    counters.reset_peak_allocated()
+    session.run()
+    return Replay(
+        weights_bytes=weights,
+        inputs_bytes=inputs,
+        allocated_bytes=counters.peak_allocated,
+        activations_bytes=counters.peak_allocated - weights - inputs,
+        reserved_bytes=counters.peak_reserved,
+        min_cap_bytes=smallest_cap(
+            steps,
+            allocator,
+            allocated=counters.peak_allocated,
+            enough=counters.peak_claimed,
+            warm_passes=warm_passes,
+        ),
+    )

@@ -1,0 +1,48 @@
+"""The smallest cap on the allocator under which a model loads and runs: what a slice must really offer."""
+
+from __future__ import annotations
+
+from dippm.case import Allocator
+from dippm.replay.allocator import MIB, CachingAllocator, CapReached
+from dippm.replay.program import Program, Session
+
+PASSES = 3
+RESOLUTION = 0.005
+"""Relative width at which the search stops, as for the measured label."""
+
+
+def smallest_cap(program: Program, allocator: Allocator, *, allocated: int, enough: int, warm_passes: int = 1) -> int:
+    """Bytes: the smallest cap, set before the model is loaded, under which loading and three passes succeed and no
+    pass after the first `warm_passes` makes the allocator give cached memory back.
+
+    With `warm_passes` 1 loading and the first pass may: it costs a release of the cache, once. With 0 nothing may, and
+    the answer is `enough`. Bisected to `RESOLUTION` between `allocated`, the peak that is needed whatever the cap, and
+    `enough`, the `peak_claimed` of an allocator without one. The answer is a cap that was tried.
+    """
+    if not warm_passes:
+        return enough
+    low, high = min(allocated - allocated // 200, enough), enough
+    while high - low > max(RESOLUTION * high, 2 * MIB):
+        middle = (low + high) // 2
+        if survives(program, allocator, middle, warm_passes=warm_passes):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def survives(program: Program, allocator: Allocator, cap: int, *, warm_passes: int = 1) -> bool:
+    """Whether loading and three passes succeed under `cap` bytes with no retry after the first `warm_passes`."""
+    session = Session(program, CachingAllocator(allocator, cap))
+    settled = 0
+    try:
+        session.load()
+        for done in range(PASSES):
+            if 0 < done == warm_passes:
+                settled = session.allocator.retries
+            session.run()
+            if done >= warm_passes and session.allocator.retries != settled:
+                return False
+    except CapReached:
+        return False
+    return True

@@ -1,0 +1,171 @@
+"""One forward pass as the allocator sees it: allocations and frees in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dippm.graph import ModelGraph, ValueKind
+from dippm.replay.allocator import Block, CachingAllocator, round_size
+from dippm.replay.lifetimes import Lifetimes
+
+CUBLAS_KINDS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
+"""Kinds that call cuBLAS, which then keeps a workspace for good."""
+
+Step = tuple[int, int]
+"""(slot, bytes): bytes above 0 allocate into the slot, 0 frees what is in it. Slots from 0 on are storages, those
+below 0 live inside one operator."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph's allocations: what is loaded before the pass, and the pass itself. Bytes as asked for, unrounded."""
+
+    weights: tuple[int, ...]
+    """Parameters, buffers and constants, in order."""
+    inputs: tuple[int, ...]
+    """The graph's inputs."""
+    steps: tuple[Step, ...]
+    """One pass, the release of its outputs included."""
+    cublas_bytes: int
+    """What the first matrix product allocates for good; 0 where there is none."""
+    cublas_at: int
+    """Index in `steps` before which it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Bytes of activations (rounded to 512, weights and inputs left out) around one operator."""
+
+    before: int
+    inside: int
+    """Highest level while the operator runs, its workspace included."""
+    after: int
+    """Once what dies with the operator is freed."""
+
+
+def program(
+    graph: ModelGraph,
+    lives: Lifetimes,
+    workspaces: Sequence[int],
+    *,
+    events: Sequence[Sequence[int] | None] | None = None,
+    cublas_bytes: int = 0,
+) -> Program:
+    """The allocations of one pass.
+
+    `workspaces` gives for each operator the bytes that it needs beside its outputs while it runs; they are allocated
+    after the outputs and freed at its end. `events`, where it is known for an operator, is what it really does:
+    allocations (positive) and frees (negative) in order, bytes as asked for; it outranks the workspace.
+    """
+    size = [value.spec.nbytes for value in graph.values]
+    steps: list[Step] = []
+    cublas_at = -1
+    for index, operator in enumerate(graph.operators):
+        if cublas_at < 0 and operator.kind in CUBLAS_KINDS:
+            cublas_at = len(steps)
+        outputs = [storage for storage in lives.allocated[index] if size[storage]]
+        known = events[index] if events is not None else None
+        if known is not None:
+            steps += _as_recorded(outputs, size, known)
+        else:
+            steps += [(storage, size[storage]) for storage in outputs]
+            if workspaces[index] > 0:
+                steps += [(-1, workspaces[index]), (-1, 0)]
+        steps += [(storage, 0) for storage in lives.freed[index] if size[storage]]
+    steps += [(storage, 0) for storage in lives.kept if size[storage]]
+    return Program(
+        weights=tuple(
+            size[i]
+            for i, value in enumerate(graph.values)
+            if value.kind in (ValueKind.PARAMETER, ValueKind.CONSTANT) and value.alias_of is None and size[i]
+        ),
+        inputs=tuple(size[i] for i in graph.inputs if size[i]),
+        steps=tuple(steps),
+        cublas_bytes=cublas_bytes if cublas_at >= 0 else 0,
+        cublas_at=cublas_at,
+    )
+
+
+def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int]) -> list[Step]:
+    """Recorded events with slots given: what is left at the end are the outputs, matched by size, latest first."""
+    steps: list[Step] = []
+    live: list[tuple[int, int]] = []
+    slot = 0
+    for event in events:
+        if event > 0:
+            slot -= 1
+            live.append((slot, event))
+            steps.append((slot, event))
+            continue
+        found = next((item for item in reversed(live) if item[1] == -event), None)
+        if found is not None:
+            live.remove(found)
+            steps.append((found[0], 0))
+    renamed: dict[int, int] = {}
+    for storage in outputs:
+        found = next((item for item in reversed(live) if round_size(item[1]) == round_size(size[storage])), None)
+        if found is None:
+            steps.append((storage, size[storage]))
+        else:
+            live.remove(found)
+            renamed[found[0]] = storage
+    steps = [(renamed.get(name, name), amount) for name, amount in steps]
+    return steps + [(name, 0) for name, _ in live]
+
+
+def levels(graph: ModelGraph, lives: Lifetimes, workspaces: Sequence[int]) -> tuple[Level, ...]:
+    """Bytes around each operator, for documents and debugging; no allocator, only its rounding."""
+    size = [round_size(value.spec.nbytes) if value.spec.nbytes else 0 for value in graph.values]
+    timeline: list[Level] = []
+    now = 0
+    for index in range(len(graph.operators)):
+        before = now
+        now += sum(size[storage] for storage in lives.allocated[index])
+        inside = now + (round_size(workspaces[index]) if workspaces[index] > 0 else 0)
+        now -= sum(size[storage] for storage in lives.freed[index])
+        timeline.append(Level(before, inside, now))
+    return tuple(timeline)
+
+
+class Session:
+    """A process that loads a model and runs passes: a program on an allocator.
+
+    Raises `dippm.replay.allocator.CapReached` from `load` or `run` where the allocator's cap is too small.
+    """
+
+    def __init__(self, program: Program, allocator: CachingAllocator) -> None:
+        self.program = program
+        self.allocator = allocator
+        self._held: list[Block] = []
+        """Weights, inputs and cuBLAS's workspace: never freed."""
+        self._live: dict[int, Block] = {}
+        """Blocks of the pass in progress, by slot."""
+        self._has_cublas = not program.cublas_bytes
+
+    def load(self) -> tuple[int, int]:
+        """Puts weights, then inputs on the device: allocated bytes of each."""
+        malloc = self.allocator.malloc
+        start = self.allocator.allocated
+        self._held += [malloc(size) for size in self.program.weights]
+        weights = self.allocator.allocated - start
+        self._held += [malloc(size) for size in self.program.inputs]
+        return weights, self.allocator.allocated - start - weights
+
+    def run(self) -> None:
+        """One forward pass, its outputs released at the end."""
+        steps = self.program.steps
+        if not self._has_cublas:
+            self._walk(steps[: self.program.cublas_at])
+            self._held.append(self.allocator.malloc(self.program.cublas_bytes))
+            self._has_cublas = True
+            steps = steps[self.program.cublas_at :]
+        self._walk(steps)
+
+    def _walk(self, steps: Sequence[Step]) -> None:
+        malloc, free, live = self.allocator.malloc, self.allocator.free, self._live
+        for slot, size in steps:
+            if size:
+                live[slot] = malloc(size)
+            else:
+                free(live.pop(slot))

@@ -1,0 +1,42 @@
+"""Which runtime a case is predicted for, and which measured one stands in for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dippm.case import Runtime
+
+USUAL = {
+    "onnx": Runtime.ONNXRUNTIME,
+    "pt2": Runtime.GRAPH,
+    "torchscript": Runtime.TORCHSCRIPT,
+    "huggingface": Runtime.EAGER,
+    "pytorch": Runtime.EAGER,
+}
+"""The runtime that a file of each format is usually run by."""
+
+STAND_INS = {Runtime.TORCHSCRIPT: Runtime.GRAPH, Runtime.ONNXRUNTIME: Runtime.GRAPH}
+"""The measured runtime nearest to one that never was: each of these frees a tensor at its last use."""
+
+PROXY_FACTOR = 1.43
+"""By how much the memory above weights and inputs is widened for a stand-in: what the two measured runtimes differ by
+at most over 120 cases (the last use in the graph against the Python module's own lifetimes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The runtime that was asked for, and the one whose figures are given."""
+
+    asked: Runtime
+    predicted: Runtime
+
+    @property
+    def is_proxy(self) -> bool:
+        """Whether a measured runtime stands in for one that was not."""
+        return self.asked is not self.predicted
+
+
+def resolve(runtime: Runtime, file_format: str) -> Resolved:
+    """`auto` becomes what the format is usually run by (an exported program's own runtime where nothing is known)."""
+    asked = USUAL.get(file_format, Runtime.GRAPH) if runtime is Runtime.AUTO else runtime
+    return Resolved(asked, STAND_INS.get(asked, asked))

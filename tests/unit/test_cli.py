@@ -1,0 +1,133 @@
+"""The command line without a model: commands, plugins, the catalogue, and mistakes answered in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import yaml
+
+from dippm.cli import main, registry
+from dippm.cli.registry import LazyModule, Plugin
+
+
+def test_profiles_as_json_and_yaml_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profiles", "--device", "A100", "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert main(["profiles", "--device", "A100", "--yaml"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == body
+    assert [d["device"] for d in body] == ["A100-SXM4-40GB"]
+    assert body[0]["profiles"][0] == {
+        "profile": "1g.5gb",
+        "resource": "nvidia.com/mig-1g.5gb",
+        "usable_mib": 4864,
+        "compute_slices": 1,
+        "memory_eighths": 1,
+    }
+
+
+def test_the_table_of_profiles_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profiles"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert any("H200" in line and "16,384" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "no command 'fly': there are predict, profiles"),
+        (["profiles", "--device", "B9000"], "unknown device 'B9000'"),
+        (["profiles", "--colour"], "--colour"),
+        (["predict"], "MODEL"),
+        (["predict", "m.onnx"], "--batch"),
+        (["predict", "m.onnx", "--batch", "many"], "--batch"),
+        (["predict", "m.onnx", "--batch", "0"], "--batch: must be a whole number from 1 on"),
+        (["predict", "m.onnx", "--batch", "1", "--device", "A10"], "unknown device 'A10'"),
+        (["predict", "m.onnx", "--batch", "1", "--allow", "1g.7gb"], "A100-SXM4-40GB has no MIG profile '1g.7gb'"),
+        (["predict", "m.onnx", "--batch", "1", "--processes", "0"], "--processes"),
+        (["predict", "m.onnx", "--batch", "1", "--headroom", "-3"], "--headroom"),
+        (["predict", "m.onnx", "--batch", "1", "--risk", "100"], "--risk: must be a percentage"),
+        (["predict", "m.onnx", "--batch", "1", "--max-latency", "nan"], "--max-latency: must be a number above 0"),
+        (["predict", "m.onnx", "--batch", "1", "--precision", "int3"], "--precision"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code  # type: ignore[assignment]
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert said in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["profiles", "--help"]])
+def test_help_shows_examples(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 0
+    assert "examples:\n  dippm" in capsys.readouterr().out
+
+
+class Hello:
+    """A plugin's command."""
+
+    name = "hello"
+    help = "says it"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--to", default="you")
+
+    def run(self, args: argparse.Namespace) -> int:
+        print(f"hello {args.to}")
+        return 3
+
+
+HELLO = Hello()
+
+
+def test_a_plugin_is_a_command_and_its_exit_code_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "a_plugin", sys.modules[__name__])
+    entry = EntryPoint("hello", "a_plugin:HELLO", registry.PLUGIN_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    assert main(["hello", "--to", "mig"]) == 3
+    assert capsys.readouterr().out == "hello mig\n"
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lazy = LazyModule("measure", "", "dippm_no_such_module", "train")
+    monkeypatch.setattr(registry, "BUILT_IN", (lazy,))
+    broken = EntryPoint("size", "dippm_no_such_plugin:SIZE", registry.PLUGIN_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    assert main(["measure"]) == 2
+    assert "dippm[train]" in capsys.readouterr().err
+    assert "dippm[operator]" in Plugin(broken).help
+
+
+def test_a_reader_who_leaves_early_is_no_error() -> None:
+    code = f"'{sys.executable}' -m dippm profiles | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_listing_profiles_loads_neither_torch_nor_tvm_nor_numpy() -> None:
+    code = (
+        "import sys; from dippm.cli import main; main(['profiles']);"
+        "print(sorted({'torch', 'tvm', 'numpy', 'onnx', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,304 @@
+"""Fetching over loopback HTTP: limits, conditional requests, digests, redirects, forbidden addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
+from dippm_operator.fetch import LINK_LOCAL, LOOPBACK, ArtifactCache, Fetcher, FetchLimits
+from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, is_blocked
+from dippm_operator.fetch.http import shown
+from dippm_operator.fetch.local import path_of
+
+CONTENT = b"model" * 1000
+DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+LIMITS = FetchLimits(blocked_networks=LINK_LOCAL, read_seconds=0.5, total_seconds=5, max_redirects=3)
+
+
+class Store:
+    """An HTTP server with one model and several ways to misbehave."""
+
+    def __init__(self) -> None:
+        self.content = CONTENT
+        self.served: list[int] = []
+        self.requests = 0
+        application = web.Application()
+        application.router.add_get("/model.onnx", self.model)
+        application.router.add_get("/redirect/{left}", self.redirect)
+        application.router.add_get("/elsewhere", self.elsewhere)
+        application.router.add_get("/slow", self.slow)
+        application.router.add_get("/endless", self.endless)
+        application.router.add_get("/broken", self.broken)
+        self.server = TestServer(application)
+
+    async def model(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        etag = hashlib.sha256(self.content).hexdigest()[:8]
+        if request.headers.get("If-None-Match") == f'"{etag}"':
+            self.served.append(304)
+            return web.Response(status=304)
+        self.served.append(200)
+        return web.Response(body=self.content, headers={"ETag": f'"{etag}"'})
+
+    async def redirect(self, request: web.Request) -> web.Response:
+        left = int(request.match_info["left"])
+        target = "/model.onnx" if left == 0 else f"/redirect/{left - 1}"
+        return web.Response(status=302, headers={"Location": target})
+
+    async def elsewhere(self, _: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "file:///x"})
+
+    async def slow(self, _: web.Request) -> web.Response:
+        await asyncio.sleep(2)
+        return web.Response()
+
+    async def endless(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 1_000_000)
+
+    async def broken(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b"only this")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    def url(self, path: str) -> str:
+        return str(self.server.make_url(path))
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Store]:
+    store = Store()
+    await store.server.start_server()
+    yield store
+    await store.server.close()
+
+
+@pytest.fixture
+async def fetcher(tmp_path: Path) -> AsyncIterator[Fetcher]:
+    fetcher = Fetcher(ArtifactCache(tmp_path / "cache", 10_000_000), LIMITS)
+    yield fetcher
+    await fetcher.close()
+
+
+def files_under(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_artifact_is_on_disk_verified_and_described(store: Store, fetcher: Fetcher) -> None:
+    async with fetcher.open(store.url("/model.onnx"), digest=DIGEST) as artifact:
+        assert artifact.path.read_bytes() == CONTENT
+        assert artifact.path.name == "model.onnx"
+        assert (artifact.size_bytes, artifact.fetched_bytes) == (5000, 5000)
+        assert artifact.content_digest == DIGEST
+        assert artifact.etag
+
+
+async def test_store_is_asked_again_but_sends_only_what_changed(store: Store, fetcher: Fetcher) -> None:
+    url = store.url("/model.onnx")
+    for expected in (5000, 0):
+        async with fetcher.open(url) as artifact:
+            assert artifact.fetched_bytes == expected
+    store.content = b"new upload"
+    async with fetcher.open(url) as artifact:
+        assert artifact.path.read_bytes() == b"new upload"
+    assert store.served == [200, 304, 200]
+
+
+async def test_one_download_serves_all_that_ask_at_once(store: Store, fetcher: Fetcher) -> None:
+    async def fetch() -> bytes:
+        async with fetcher.open(store.url("/model.onnx")) as artifact:
+            return artifact.path.read_bytes()
+
+    assert set(await asyncio.gather(*(fetch() for _ in range(5)))) == {CONTENT}
+    assert store.served.count(200) == 1
+
+
+async def test_wrong_digest_names_both(store: Store, fetcher: Fetcher) -> None:
+    with pytest.raises(DigestMismatch) as caught:
+        async with fetcher.open(store.url("/model.onnx"), digest="sha256:" + "0" * 64):
+            pass
+    assert DIGEST in str(caught.value)
+    assert "0" * 64 in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/nothing", "answered 404 Not Found"),
+        ("/slow", "did not answer in time"),
+        ("/broken", "cannot be reached"),
+        ("/redirect/3", "redirects more than 3 times"),
+        ("/elsewhere", "redirects to file:"),
+    ],
+)
+async def test_unreachable_is_one_sentence_and_leaves_nothing(
+    store: Store, fetcher: Fetcher, tmp_path: Path, path: str, words: str
+) -> None:
+    with pytest.raises(ArtifactUnreachable, match=words) as caught:
+        async with fetcher.open(store.url(path)):
+            pass
+    assert path.partition("?")[0] in str(caught.value)
+    assert str(caught.value).endswith(".")
+    await fetcher.close()
+    assert files_under(tmp_path) == []
+
+
+async def test_redirects_within_the_limit_are_followed(store: Store, fetcher: Fetcher) -> None:
+    async with fetcher.open(store.url("/redirect/2")) as artifact:
+        assert artifact.size_bytes == 5000
+
+
+@pytest.mark.parametrize("path", ["/model.onnx", "/endless"])
+async def test_too_large_stops_at_the_limit_and_leaves_nothing(store: Store, tmp_path: Path, path: str) -> None:
+    fetcher = Fetcher(ArtifactCache(tmp_path / "c", 10_000_000), replace(LIMITS, max_bytes=4999))
+    with pytest.raises(ArtifactTooLarge, match="4999"):
+        async with fetcher.open(store.url(path)):
+            pass
+    await fetcher.close()
+    assert files_under(tmp_path) == []
+
+
+async def test_host_that_is_not_there(fetcher: Fetcher, unused_tcp_port: int) -> None:
+    with pytest.raises(ArtifactUnreachable, match="cannot be reached"):
+        async with fetcher.open(f"http://127.0.0.1:{unused_tcp_port}/m"):
+            pass
+
+
+@pytest.mark.parametrize("uri", ["s3://b/m", "hf://org/model", "oci://r/m:1", "pvc://claim/m", "gs://b/m"])
+async def test_schemes_of_later_versions_say_so(fetcher: Fetcher, uri: str) -> None:
+    with pytest.raises(ArtifactUnreachable, match=r"comes in a later version; this one fetches https://"):
+        async with fetcher.open(uri):
+            pass
+
+
+async def test_own_addresses_are_off_limits_unless_allowed(store: Store, tmp_path: Path) -> None:
+    fetcher = Fetcher(
+        ArtifactCache(tmp_path / "c", 1), replace(LIMITS, blocked_networks=(*LINK_LOCAL, *LOOPBACK), total_seconds=2)
+    )
+    port = store.server.port
+    for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]"):
+        with pytest.raises(ArtifactUnreachable, match="models are not fetched from"):
+            async with fetcher.open(f"http://{host}:{port}/model.onnx"):
+                pass
+    await fetcher.close()
+    assert store.requests == 0
+
+
+async def test_redirect_to_a_forbidden_address_is_not_followed(store: Store, fetcher: Fetcher) -> None:
+    async def metadata(_: web.Request) -> web.Response:
+        raise web.HTTPFound("http://169.254.169.254/latest/meta-data")
+
+    application = web.Application()
+    application.router.add_get("/", metadata)
+    server = TestServer(application)
+    await server.start_server()
+    with pytest.raises(ArtifactUnreachable, match=r"169\.254\.169\.254 is an address"):
+        async with fetcher.open(str(server.make_url("/"))):
+            pass
+    await server.close()
+
+
+async def test_resolver_leaves_forbidden_addresses_out() -> None:
+    with pytest.raises(AddressBlocked, match="localhost"):
+        await FilteringResolver(LOOPBACK).resolve("localhost", 80)
+
+
+@pytest.mark.parametrize(
+    ("address", "blocked"),
+    [("169.254.169.254", True), ("fe80::1%eth0", True), ("::ffff:169.254.1.1", True), ("10.0.0.1", False)],
+)
+def test_blocked_addresses(address: str, blocked: bool) -> None:
+    assert is_blocked(address, LINK_LOCAL) is blocked
+    assert is_blocked("127.0.0.1", [ipaddress.ip_network("127.0.0.0/8")])
+
+
+def test_messages_hide_credentials() -> None:
+    assert shown("https://user:secret@host/a?token=secret#x") == "https://host/a"
+
+
+async def test_file_uris_stay_below_their_root(tmp_path: Path, fetcher: Fetcher) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    (root / "a b.onnx").write_bytes(CONTENT)
+    (tmp_path / "secret").write_text("token")
+    (root / "link").symlink_to(tmp_path / "secret")
+    rooted = Fetcher(ArtifactCache(tmp_path / "c", 1), replace(LIMITS, file_roots=(root,)))
+    for uri in (f"file://{root}/a%20b.onnx", f"file:{root}/a%20b.onnx", "file:a%20b.onnx"):
+        async with rooted.open(uri, digest=DIGEST) as artifact:
+            assert artifact.path == root / "a b.onnx"
+    for uri in (f"file://{tmp_path}/secret", "file:../secret", "file:link"):
+        with pytest.raises(ArtifactUnreachable, match="outside"):
+            async with rooted.open(uri):
+                pass
+    with pytest.raises(ArtifactUnreachable, match="switched off"):
+        async with fetcher.open(f"file://{root}/a%20b.onnx"):
+            pass
+    with pytest.raises(DigestMismatch):
+        async with rooted.open("file:a%20b.onnx", digest="sha256:" + "1" * 64):
+            pass
+    with pytest.raises(ArtifactUnreachable, match="cannot be read"):
+        async with rooted.open("file:nothing"):
+            pass
+
+
+def test_file_uri_with_a_host_says_how_to_write_it() -> None:
+    with pytest.raises(ArtifactUnreachable, match=r"file:///models/m\.onnx"):
+        path_of("file://models/m.onnx")
+
+
+async def test_cache_lets_the_oldest_go_but_never_one_in_use(store: Store, tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path / "c", 12_000)
+    fetcher = Fetcher(cache, LIMITS)
+    urls = [store.url("/model.onnx") + f"?{i}" for i in range(4)]
+    async with fetcher.open(urls[0]) as first:
+        for url in urls[1:]:
+            async with fetcher.open(url):
+                pass
+        assert first.path.exists()
+        assert cache.held_bytes <= 12_000
+        assert cache.get(urls[1]) is None
+    await fetcher.close()
+
+
+async def test_new_upload_does_not_pull_the_old_one_from_under_a_reader(store: Store, fetcher: Fetcher) -> None:
+    url = store.url("/model.onnx")
+    async with fetcher.open(url) as old:
+        store.content = b"new"
+        async with fetcher.open(url) as new:
+            assert old.path.read_bytes() == CONTENT
+            assert new.path.read_bytes() == b"new"
+    await fetcher.close()
+    assert not old.path.exists()
+
+
+async def test_copy_is_not_let_go_while_the_store_is_asked_whether_it_is_current(store: Store, tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path / "c", 6_000)
+    fetcher = Fetcher(cache, LIMITS)
+    urls = [store.url("/model.onnx") + f"?{i}" for i in range(2)]
+    async with fetcher.open(urls[0]):
+        pass
+
+    async def again() -> bytes:
+        async with fetcher.open(urls[0]) as artifact:
+            return artifact.path.read_bytes()
+
+    async def other() -> None:
+        async with fetcher.open(urls[1]):
+            pass
+
+    assert (await asyncio.gather(again(), other(), again()))[0] == CONTENT
+    await fetcher.close()

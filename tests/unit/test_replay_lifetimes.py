@@ -1,0 +1,162 @@
+"""Lifetimes by the rules of the runtimes, on graphs small enough to work out by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from tests.strategies import model_graphs
+
+from dippm.case import Mode, Runtime
+from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.replay.lifetimes import lifetimes, storages
+from dippm.replay.statements import Statement, parse
+
+SPEC = TensorSpec((1024,), "float32")
+
+
+def graph(*calls: tuple[str, tuple[int, ...], str, str], views: frozenset[int] = frozenset()) -> ModelGraph:
+    """Value 0 is the input; call i puts out value i + 1. A call: kind, inputs, scope below the root, its lines."""
+    values = [Value(SPEC, ValueKind.INPUT)]
+    operators = []
+    for index, (kind, inputs, scope, lines) in enumerate(calls):
+        paths = ("", *(scope.split("/") if scope else ()))
+        source = "\n".join(reversed([f"m.py:{line}" for line in lines.split(" | ")])) if lines else ""
+        operators.append(Operator(kind, kind, inputs, (index + 1,), scope=paths, source=source))
+        alias = inputs[0] if index + 1 in views else None
+        values.append(Value(SPEC, ValueKind.RESULT, index, alias))
+    return ModelGraph(tuple(values), tuple(operators), (0,), (len(calls),), batch=1)
+
+
+def death(model: ModelGraph, runtime: Runtime, value: int) -> int | None:
+    """The operator after which `value` is freed; None if it outlives the pass."""
+    lives = lifetimes(model, runtime)
+    return next((index for index, freed in enumerate(lives.freed) if value in freed), None)
+
+
+RESIDUAL = graph(
+    ("conv2d", (0,), "conv1", "1: x = self.conv1(x)"),
+    ("relu", (1,), "act", "2: x = self.act(x)"),
+    ("conv2d", (2,), "block/block.conv", "3: x = self.block(x) | 11: y = self.conv(x)"),
+    ("relu", (3,), "block/block.act", "3: x = self.block(x) | 12: y = self.act(y)"),
+    ("add", (4, 2), "block", "3: x = self.block(x) | 13: x = x + y"),
+    ("linear", (5,), "block/block.fc", "3: x = self.block(x) | 14: return self.fc(x)"),
+)
+
+
+@pytest.mark.parametrize(("value", "graph_end", "eager_end"), [(1, 1, 1), (2, 4, 5), (3, 3, 3), (4, 4, 5), (5, 5, 5)])
+def test_a_residual_block(value: int, graph_end: int, eager_end: int) -> None:
+    """x is block's argument: held until block returns. y and the sum are locals of its forward: held as long."""
+    assert death(RESIDUAL, Runtime.GRAPH, value) == graph_end
+    assert death(RESIDUAL, Runtime.EAGER, value) == eager_end
+
+
+def test_the_output_outlives_the_pass_and_the_input_is_nobodys_to_free() -> None:
+    lives = lifetimes(RESIDUAL, Runtime.EAGER)
+    assert lives.kept == (6,)
+    assert all(0 not in freed for freed in lives.freed)
+
+
+def test_a_list_holds_what_was_appended_to_it_until_the_function_returns() -> None:
+    model = graph(
+        ("conv2d", (0,), "block/block.a", "1: x = self.block(x) | 11: y = self.a(x)"),
+        ("conv2d", (1,), "block/block.b", "1: x = self.block(x) | 12: y = self.b(y)"),
+        ("max_pool2d", (2,), "block/block.pool", "1: x = self.block(x) | 13: outs.append(self.pool(y))"),
+        ("concat", (1, 3), "block", "1: x = self.block(x) | 14: x = torch.cat(outs, 1)"),
+        ("conv2d", (4,), "block/block.c", "1: x = self.block(x) | 15: x = self.c(x)"),
+    )
+    assert [death(model, Runtime.EAGER, v) for v in (1, 2, 3)] == [4, 4, 4]
+    assert [death(model, Runtime.GRAPH, v) for v in (1, 2, 3)] == [3, 2, 3]
+
+
+def test_a_name_bound_without_an_operator_is_found_when_it_is_read() -> None:
+    """`shortcut = x` leaves no trace, but `x + shortcut` reads a tensor that no known name holds."""
+    model = graph(
+        ("relu", (0,), "block/block.a", "1: x = self.block(x) | 11: x = self.a(x)"),
+        ("relu", (1,), "block/block.b", "1: x = self.block(x) | 13: x = self.b(x)"),
+        ("add", (2, 1), "block", "1: x = self.block(x) | 14: x = x + shortcut"),
+        ("relu", (3,), "block/block.c", "1: x = self.block(x) | 15: x = self.c(x)"),
+    )
+    assert death(model, Runtime.EAGER, 1) == 3
+    assert death(model, Runtime.EAGER, 2) == 2
+
+
+def test_a_part_of_a_longer_statement_binds_nothing() -> None:
+    model = graph(
+        ("relu", (0,), "block/block.a", "1: x = self.block(x) | 12: self.a(x),"),
+        ("add", (1, 0), "block", "1: x = self.block(x) | 11: y = torch.add("),
+        ("relu", (2,), "block/block.b", "1: x = self.block(x) | 13: return self.b(y)"),
+    )
+    assert death(model, Runtime.EAGER, 1) == 1
+
+
+def test_what_a_helper_method_reads_and_puts_out_lives_until_it_is_done() -> None:
+    """Of `self.merge(x)` the lines are unknown (only frames of `forward` are recorded), its operators are not."""
+    model = graph(
+        ("concat", (0, 0), "layer", "1: x = self.layer(x) | 11: x = self.merge(x)"),
+        ("conv2d", (1,), "layer/layer.conv", "1: x = self.layer(x) | 11: x = self.merge(x)"),
+        ("relu", (2,), "layer/layer.act", "1: x = self.layer(x) | 11: x = self.merge(x)"),
+        ("relu", (3,), "layer/layer.last", "1: x = self.layer(x) | 12: return self.last(x)"),
+    )
+    assert death(model, Runtime.EAGER, 1) == 2
+    assert death(model, Runtime.GRAPH, 1) == 1
+
+
+def test_views_and_dropout_in_evaluation_share_a_storage() -> None:
+    model = graph(
+        ("conv2d", (0,), "", ""),
+        ("reshape", (1,), "", ""),
+        ("dropout", (2,), "", ""),
+        ("relu", (3,), "", ""),
+        ("relu", (4,), "", ""),
+        views=frozenset({2}),
+    )
+    assert storages(model) == (0, 1, 1, 1, 4, 5)
+    assert lifetimes(model, Runtime.GRAPH).allocated == ((1,), (), (), (4,), (5,))
+    assert death(model, Runtime.GRAPH, 1) == 3
+
+
+def test_autograd_keeps_what_backward_reads() -> None:
+    model = graph(("conv2d", (0,), "", ""), ("relu", (1,), "", ""), ("add", (2, 2), "", ""), ("mean", (3,), "", ""))
+    lives = lifetimes(model, Runtime.EAGER, Mode.AUTOGRAD)
+    assert set(lives.kept) == {2, 4}
+    assert [v for freed in lives.freed for v in freed] == [1, 3]
+
+
+@given(model_graphs())
+def test_every_storage_is_allocated_once_and_freed_once(model: ModelGraph) -> None:
+    for runtime in (Runtime.GRAPH, Runtime.EAGER):
+        lives = lifetimes(model, runtime)
+        born = {storage: index for index, ids in enumerate(lives.allocated) for storage in ids}
+        died = {storage: index for index, ids in enumerate(lives.freed) for storage in ids}
+        assert sum(map(len, lives.allocated)) == len(born)
+        assert sum(map(len, lives.freed)) == len(died)
+        assert born.keys() == died.keys() | set(lives.kept)
+        assert died.keys().isdisjoint(lives.kept)
+        owner = storages(model)
+        for index, operator in enumerate(model.operators):
+            for value in operator.inputs:
+                assert died.get(owner[value], index) >= index, "freed before its last use"
+
+
+@given(model_graphs())
+def test_eager_never_frees_earlier_than_a_graph(model: ModelGraph) -> None:
+    eager, by_use = lifetimes(model, Runtime.EAGER), lifetimes(model, Runtime.GRAPH)
+    last = {storage: index for index, ids in enumerate(by_use.freed) for storage in ids}
+    for index, ids in enumerate(eager.freed):
+        assert all(index >= last[storage] for storage in ids)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("x = self.relu(self.bn(x))", Statement(("x",), frozenset({"x"}), "", frozenset({"relu", "bn"}), 0)),
+        ("q, k, v = qkv.unbind(0)", Statement(("q", "k", "v"), frozenset({"qkv"}), "", frozenset(), 1)),
+        ("x += shortcut", Statement(("x",), frozenset({"x", "shortcut"}), "", frozenset(), 1)),
+        ("outs.append(self.pool(x))", Statement((), frozenset({"x"}), "outs", frozenset({"pool"}), 1)),
+        ("return torch.cat(outs, 1)", Statement((), frozenset({"outs"}), "", frozenset(), 1)),
+        ("x = F.scaled_dot_product_attention(", Statement(("x",), frozenset(), "", frozenset(), 1)),
+        ("attn_mask=attn_mask, is_causal=is_causal)", Statement((), frozenset({"attn_mask", "is_causal"}))),
+    ],
+)
+def test_what_a_line_binds_and_reads(code: str, expected: Statement) -> None:
+    assert parse(code) == expected
