@@ -1,6 +1,6 @@
 """Draws the pictures of docs/accuracy.md from docs/accuracy/heldback.csv. Needs matplotlib, which the package does not.
 
-    PYTHONPATH=predictor python docs/accuracy/plot.py
+PYTHONPATH=predictor python docs/accuracy/plot.py
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from dippm.errors import ManifestError
 from dippm.prediction import Prediction
-from dippm_operator.fetch import ArtifactCache, Fetcher, FetchLimits
+from dippm_operator.fetch import ArtifactCache, Fetcher, FetchLimits, shown
 from dippm_operator.manifests import Document, read_documents, write_document
 from dippm_operator.predict import Predictor, ask, question_for
 from dippm_operator.report import table
@@ -180,7 +180,8 @@ async def _predict_all(documents: Sequence[Document], predictor: Predictor, devi
                 async with fetcher.open(uri, digest=job.spec.model.digest) as artifact:
                     case, policy = case_of(job.spec, job.spec.device or device), policy_of(job.spec)
                     question = question_for(job.spec, artifact.path, case=case, policy=policy)
-                    predicted[index] = _answer(job, predictor(replace(question, uri=uri)))
+                    question = replace(question, uri=shown(uri), limited=not uri.startswith("file:"))
+                    predicted[index] = _answer(job, predictor(question))
         finally:
             await fetcher.close()
     return predicted

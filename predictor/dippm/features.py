@@ -32,7 +32,8 @@ NODE_FEATURES = len(OPERATORS) + 2 * len(ATTRIBUTES) + 2 + SHAPE_DIMS
 
 _SLOT_BY_KIND: Mapping[str, str] = {
     **{name: name for name in OPERATORS},
-    "conv1d": "conv2d", "conv3d": "conv2d", "conv1d_transpose": "conv2d_transpose", "conv3d_transpose": "conv2d_transpose",
+    "conv1d": "conv2d", "conv3d": "conv2d", "conv1d_transpose": "conv2d_transpose",
+    "conv3d_transpose": "conv2d_transpose",
     "linear": "dense", "matmul": "dense", "einsum": "batch_matmul", "scaled_dot_product_attention": "batch_matmul",
     "log_softmax": "softmax", "flatten": "reshape", "unsqueeze": "squeeze", "permute": "transpose",
     "adaptive_avg_pool1d": "adaptive_avg_pool2d", "max_pool1d": "max_pool2d", "max_pool3d": "max_pool2d",

@@ -107,7 +107,9 @@ def _converse(process: subprocess.Popen[bytes], request: bytes, limits: Limits) 
         answer += piece
         if len(answer) > limits.result_bytes:
             raise ParseLimitExceeded(f"reading the model gave a graph of more than {limits.result_bytes >> 20} MiB")
-    raise ParseLimitExceeded(f"reading the model took longer than {limits.wall_seconds:g} s (wall clock) and was stopped")
+    raise ParseLimitExceeded(
+        f"reading the model took longer than {limits.wall_seconds:g} s (wall clock) and was stopped"
+    )
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -132,8 +134,8 @@ def _understood(answer: bytes, status: int | None, artifact: Artifact, limits: L
         raise kind(body["message"])
     if status == -signal.SIGXCPU or status == -signal.SIGKILL:
         raise ParseLimitExceeded(
-            f"reading {shown} was stopped: it used more than {limits.cpu_seconds} s of CPU time, or the machine ran out "
-            "of memory"
+            f"reading {shown} was stopped: it used more than {limits.cpu_seconds} s of CPU time, or the machine ran "
+            "out of memory"
         )
     if status == -signal.SIGABRT:
         raise ParseLimitExceeded(

@@ -19,13 +19,18 @@ from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
 MAX_JSON_BYTES = 256 << 20
 """Most bytes (uncompressed) of the program and of each payload list; ResNet-18 takes 165 kB."""
 MAX_ENTRIES = 200_000
-_TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)|\d+(?:\.\d+)?|\*\*|//|[-+*/%(),]|[<>=!]=?)")
-_NAMES = re.compile(r"[suz]\d{1,9}|zf\d{1,9}|zuf\d{1,9}")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)|\d+(?:\.\d+)?|'(?:[suz]\d{1,9}|zu?f\d{1,9})'|\*\*|//|[-+*/%(),]|[<>=!]=?)"
+)
+_NAMES = re.compile(r"[suz]\d{1,9}|zu?f\d{1,9}")
 _FUNCTIONS = frozenset({
     "FloorDiv", "ModularIndexing", "Where", "PythonMod", "Mod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv",
     "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat", "TruncToInt",
-    "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "Max", "Min", "Abs", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not",
-    "True", "False", "floor", "ceiling",
+    "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "Max", "Min", "Abs", "Eq", "Ne", "Lt", "Le", "Gt", "Ge",
+    "And", "Or", "Not", "True", "False", "floor", "ceiling", "Symbol", "Integer", "Float", "Rational",
+    "Add", "Mul", "Pow",
+    "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "integer", "positive",
+    "nonnegative", "negative", "nonpositive", "real", "finite", "precision",
 })  # fmt: skip
 _TARGET = re.compile(r"torch\.ops\.(aten|prims|prim)\.[A-Za-z0-9_]+\.[A-Za-z0-9_]+|(_operator|math)\.[a-z_0-9]+")
 _SYM_TARGET = re.compile(r"torch\.sym_[a-z]+")
@@ -71,7 +76,9 @@ def read_pt2(path: Path, shown: str) -> Pt2Content:
 
 
 def check_expression(text: str, shown: str) -> None:
-    """A symbolic size as exporters write it: symbols (`s0`, `u0`), numbers, arithmetic, known functions of shapes.
+    """A symbolic size as exporters write it: symbols, numbers, arithmetic, known functions of shapes.
+
+    Exporters write `2*s77` or, as sympy represents it, `Mul(Integer(2), Symbol('s77', integer=True))`.
 
     Raises UnsafeModel for anything else: sympy would run it.
     """

@@ -1,0 +1,119 @@
+"""What a file is, said by its content."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dippm.artifact import FORMATS, detect, open_artifact, sha256_of
+from dippm.errors import ArtifactUnreachable, DigestMismatch, DippmError, ModelFormatError
+
+MODELS = Path(__file__).parents[2] / "examples" / "models"
+
+
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, "{}")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("resnet50.onnx", "onnx"), ("vgg16.pt", "torchscript")])
+def test_the_examples_are_known_by_content_whatever_they_are_called(tmp_path: Path, name: str, kind: str) -> None:
+    renamed = tmp_path / "model.bin"
+    renamed.write_bytes((MODELS / name).read_bytes())
+    artifact = open_artifact(renamed, uri="s3://models/x")
+    assert artifact.format == kind
+    assert artifact.size_bytes == (MODELS / name).stat().st_size
+    assert artifact.uri == "s3://models/x"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (zipped("m/archive_format", "m/models/model.json"), "pt2"),
+        (zipped("m/constants.pkl", "m/code/__torch__.py"), "torchscript"),
+        (zipped("m/data.pkl", "m/version"), "pickle"),
+        (pickle.dumps({"a": 1}, protocol=2), "pickle"),
+    ],
+)
+def test_archives_are_told_apart(tmp_path: Path, content: bytes, kind: str) -> None:
+    (tmp_path / "m").write_bytes(content)
+    assert open_artifact(tmp_path / "m").format == kind
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"hello, this is no model at all", "no model"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5 .*not read yet.*ONNX"),
+        (bytes(4) + b"TFL3" + bytes(64), "TensorFlow Lite.*not read yet"),
+        ((40).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}', "safetensors.*torch.export"),
+        (zipped("config.json", "metadata.json", "model.weights.h5"), "Keras.*not read yet"),
+        (zipped("serialized_exported_program.json", "version"), "older PyTorch"),
+        (zipped("readme.txt"), "without a model"),
+        (zipped("m/archive_format", "m/models/model.json")[:60], "truncated or damaged zip"),
+    ],
+)
+def test_what_is_no_open_door_is_named_with_the_way_out(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "file.onnx").write_bytes(content)
+    with pytest.raises(ModelFormatError, match=says) as refused:
+        open_artifact(tmp_path / "file.onnx")
+    assert "file.onnx" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_directories_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ModelFormatError, match="name the model file"):
+        open_artifact(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelFormatError, match="Hugging Face"):
+        open_artifact(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ModelFormatError, match="SavedModel"):
+        open_artifact(tmp_path)
+
+
+def test_a_digest_is_verified_over_the_whole_file() -> None:
+    path = MODELS / "resnet50.onnx"
+    digest = sha256_of(path)
+    assert open_artifact(path, digest=digest).digest == digest
+    assert open_artifact(path, digest=digest.removeprefix("sha256:").upper()).digest == digest
+    with pytest.raises(DigestMismatch, match="has digest sha256:"):
+        open_artifact(path, digest="sha256:" + "0" * 64)
+    with pytest.raises(DigestMismatch, match="64 hexadecimal"):
+        open_artifact(path, digest="md5:1234")
+
+
+def test_the_users_word_is_held_against_the_content() -> None:
+    assert open_artifact(MODELS / "vgg16.pt", framework="pytorch").format == "torchscript"
+    with pytest.raises(ModelFormatError, match="is an ONNX model, not pytorch"):
+        open_artifact(MODELS / "resnet50.onnx", framework="pytorch")
+    with pytest.raises(ModelFormatError, match="tensorflow is not read yet"):
+        open_artifact(MODELS / "resnet50.onnx", framework="tensorflow")
+    with pytest.raises(ModelFormatError, match="'caffe' is not known"):
+        open_artifact(MODELS / "resnet50.onnx", framework="caffe")
+
+
+def test_a_missing_file_is_unreachable(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactUnreachable, match="No such file"):
+        open_artifact(tmp_path / "absent.onnx")
+
+
+@given(head=st.binary(max_size=200))
+def test_any_bytes_are_a_format_or_a_clause(head: bytes) -> None:
+    try:
+        said = detect(Path("/nonexistent"), head)
+    except DippmError as error:  # pragma: no cover - a refusal would do as well
+        said = str(error)
+    assert said in FORMATS or said.startswith(("is ", "holds ", "looks "))

@@ -1,0 +1,223 @@
+"""ONNX files: shapes made static, weights never read, nonsense refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dippm.artifact import open_artifact
+from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsupportedOperator
+from dippm.frontend import InputSpec, load_graph
+from dippm.graph import ModelGraph, Operator, ValueKind
+
+RESNET50 = Path(__file__).parents[2] / "examples" / "models" / "resnet50.onnx"
+
+
+def named(graph: ModelGraph, kind: str) -> list[Operator]:
+    return [o for o in graph.operators if o.kind == kind]
+
+
+def model_of(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, list[int | str]]],
+    outputs: list[str],
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, t, s) for n, (t, s) in inputs.items()],
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
+        [numpy_helper.from_array(a, n) for n, a in (weights or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def load(path: Path, model: onnx.ModelProto | bytes, batch: int = 4, *inputs: InputSpec) -> ModelGraph:
+    file = path / "model.onnx"
+    file.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    return load_graph(open_artifact(file), batch=batch, inputs=inputs or None)
+
+
+def test_resnet50_at_any_batch() -> None:
+    for batch in (1, 32):
+        graph = load_graph(open_artifact(RESNET50), batch=batch)
+        assert graph.values[graph.outputs[0]].spec.shape == (batch, 1000)
+        assert graph.values[graph.inputs[0]].spec.shape == (batch, 3, 224, 224)
+        assert len(named(graph, "conv2d")) == 53
+        assert len(named(graph, "linear")) == 1
+        # 25,557,032 parameters less 2 x 26,560 of batch norms, which the exporter folds, plus as many biases
+        weights = sum(graph.values[i].spec.numel for i in graph.parameter_ids)
+        assert weights == 25_557_032 - 26_560
+        assert graph.batch == batch
+
+
+def test_resnet50_keeps_its_module_scopes() -> None:
+    graph = load_graph(open_artifact(RESNET50), batch=1)
+    assert named(graph, "conv2d")[1].scope == ("", "layer1", "layer1.0", "layer1.0.conv1")
+    assert named(graph, "conv2d")[1].relax == ("relax.nn.conv2d", "relax.reshape", "relax.add")
+
+
+def test_weights_are_not_read(tmp_path: Path) -> None:
+    big = np.zeros((2048, 2048), dtype=np.float32)
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": (1, ["b", 2048])}, ["y"], {"w": big})
+    graph = load(tmp_path, model)
+    (linear,) = graph.operators
+    assert linear.kind == "linear"
+    assert graph.values[linear.inputs[1]].kind is ValueKind.PARAMETER
+    assert graph.values[linear.inputs[1]].spec.nbytes == big.nbytes
+
+
+def test_a_bias_after_a_product_is_one_linear(tmp_path: Path) -> None:
+    weights = {"w": np.zeros((8, 16), np.float32), "c": np.zeros(16, np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="/mlp/fc1/MatMul"),
+        helper.make_node("Add", ["c", "h"], ["y"], name="/mlp/fc1/Add"),
+    ]
+    graph = load(tmp_path, model_of(nodes, {"x": (1, ["b", 5, 8])}, ["y"], weights))
+    (linear,) = graph.operators
+    assert (linear.kind, linear.scope) == ("linear", ("", "mlp", "mlp.fc1"))
+    assert [graph.values[i].spec.shape for i in linear.inputs] == [(4, 5, 8), (16, 8), (16,)]
+    assert linear.relax == ("relax.matmul", "relax.add")
+
+
+def test_layer_norm_gelu_and_silu_written_out_are_one_operator_each(tmp_path: Path) -> None:
+    one = np.ones(8, np.float32)
+    scalar = {
+        k: np.array(v, np.float32) for k, v in {"two": 2, "eps": 1e-5, "r": 2**0.5, "one": 1, "half": 0.5}.items()
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[-1]),
+        helper.make_node("Sub", ["x", "m"], ["d"]),
+        helper.make_node("Pow", ["d", "two"], ["s"]),
+        helper.make_node("ReduceMean", ["s"], ["v"], axes=[-1]),
+        helper.make_node("Add", ["v", "eps"], ["ve"]),
+        helper.make_node("Sqrt", ["ve"], ["q"]),
+        helper.make_node("Div", ["d", "q"], ["n"]),
+        helper.make_node("Mul", ["n", "g"], ["ng"]),
+        helper.make_node("Add", ["ng", "o"], ["ln"]),
+        helper.make_node("Div", ["ln", "r"], ["e0"]),
+        helper.make_node("Erf", ["e0"], ["e1"]),
+        helper.make_node("Add", ["e1", "one"], ["e2"]),
+        helper.make_node("Mul", ["ln", "e2"], ["e3"]),
+        helper.make_node("Mul", ["e3", "half"], ["ge"]),
+        helper.make_node("Sigmoid", ["ge"], ["sg"]),
+        helper.make_node("Mul", ["ge", "sg"], ["y"]),
+    ]
+    graph = load(tmp_path, model_of(nodes, {"x": (1, ["b", 8])}, ["y"], {"g": one, "o": one, **scalar}))
+    assert [o.kind for o in graph.operators] == ["layer_norm", "gelu", "silu"]
+    assert [len(o.inputs) for o in graph.operators] == [3, 1, 1]
+    assert graph.edges == ((0, 1), (1, 2))
+
+
+def test_an_intermediate_that_the_model_puts_out_is_not_fused_away(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+    graph = load(tmp_path, model_of(nodes, {"x": (1, ["b", 8])}, ["y", "s"]))
+    assert [o.kind for o in graph.operators] == ["sigmoid", "multiply"]
+
+
+def test_shape_arithmetic_is_computed(tmp_path: Path) -> None:
+    weights = {"zero": np.array(0, np.int64), "rest": np.array([-1], np.int64)}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"], axis=0),
+        helper.make_node("Unsqueeze", ["n", "axes"], ["u"]),
+        helper.make_node("Concat", ["u", "rest"], ["t"], axis=0),
+        helper.make_node("Reshape", ["x", "t"], ["y"]),
+    ]
+    weights["axes"] = np.array([0], np.int64)
+    graph = load(tmp_path, model_of(nodes, {"x": (1, ["b", 3, 4])}, ["y"], weights))
+    (reshape,) = graph.operators
+    assert graph.values[reshape.outputs[0]].spec.shape == (4, 12)
+    assert graph.values[reshape.outputs[0]].alias_of == graph.inputs[0]
+
+
+def test_a_fixed_batch_is_replaced_where_the_graph_allows_it(tmp_path: Path) -> None:
+    weights = {"t": np.array([1, -1], np.int64)}
+    model = model_of([helper.make_node("Reshape", ["x", "t"], ["y"])], {"x": (1, [1, 3, 4])}, ["y"], weights)
+    graph = load(tmp_path, model, 8)
+    assert graph.values[graph.outputs[0]].spec.shape == (8, 12)
+    weights = {"t": np.array([3, -1], np.int64)}
+    model = model_of([helper.make_node("Reshape", ["x", "t"], ["y"])], {"x": (1, [1, 3, 4])}, ["y"], weights)
+    with pytest.raises(InputShapeError, match=r"fixed batch of 1 .* dynamic"):
+        load(tmp_path, model, 8)
+
+
+def test_missing_shapes_are_asked_for_by_name(tmp_path: Path) -> None:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, ["b", 3, "height", "width"])}, ["y"])
+    with pytest.raises(InputShapeError, match=r"'x' .* is \(b, 3, height, width\).*--input x="):
+        load(tmp_path, model)
+    graph = load(tmp_path, model, 4, InputSpec("x", (3, 10, 20)))
+    assert graph.values[graph.outputs[0]].spec.shape == (4, 3, 10, 20)
+    with pytest.raises(InputShapeError, match="does not fit"):
+        load(tmp_path, model, 4, InputSpec("x", (4, 10, 20)))
+    with pytest.raises(InputShapeError, match="it has x"):
+        load(tmp_path, model, 4, InputSpec("x", (3, 1, 1)), InputSpec("z", (1,)))
+    with pytest.raises(InputShapeError, match="batch must be at least 1"):
+        load(tmp_path, model, 0)
+
+
+def test_truncation_anywhere_is_one_sentence(tmp_path: Path) -> None:
+    whole = RESNET50.read_bytes()
+    for length in range(1, len(whole) - 1, 997):
+        with pytest.raises(DippmError) as refused:
+            load(tmp_path, whole[:length])
+        assert isinstance(refused.value, ModelFormatError), length
+        assert "\n" not in str(refused.value)
+
+
+def test_damage_anywhere_is_a_graph_or_one_sentence(tmp_path: Path) -> None:
+    whole = bytearray(RESNET50.read_bytes())
+    for position in range(10, len(whole), 1499):
+        damaged = bytes(whole[:position]) + bytes([whole[position] ^ 0x5A]) + bytes(whole[position + 1 :])
+        said = ""
+        try:
+            load(tmp_path, damaged)
+        except DippmError as refused:
+            said = str(refused)
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("node", "error", "says"),
+    [
+        (helper.make_node("Frobnicate", ["x"], ["y"]), UnsupportedOperator, "onnx.Frobnicate"),
+        (helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft"), UnsupportedOperator, "soft::FusedConv"),
+        (helper.make_node("NonZero", ["x"], ["y"]), UnsupportedOperator, "NonZero .*depends on the input's data"),
+        (helper.make_node("Relu", ["absent"], ["y"]), ModelFormatError, "not valid ONNX.*absent"),
+        (helper.make_node("MatMul", ["x", "x"], ["y"]), InputShapeError, "MatMul"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named(tmp_path: Path, node: onnx.NodeProto, error: type[DippmError], says: str) -> None:
+    with pytest.raises(error, match=says):
+        load(tmp_path, model_of([node], {"x": (1, ["b", 3, 4])}, ["y"]))
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    with pytest.raises(ModelFormatError, match="without operators"):
+        load(tmp_path, model_of([], {"x": (1, ["b", 3])}, []))
+    with pytest.raises(ModelFormatError, match="dimension of -3"):
+        load(tmp_path, model_of([relu], {"x": (1, ["b", -3])}, ["y"]))
+    with pytest.raises(ModelFormatError, match="dimension of 4611686018427387904"):
+        load(tmp_path, model_of([relu], {"x": (1, ["b", 2**62])}, ["y"]))
+    with pytest.raises(ModelFormatError, match="not valid ONNX"):
+        load(tmp_path, model_of([relu, relu], {"x": (1, ["b", 3])}, ["y"]))
+    tile = helper.make_node("Tile", ["x", "n"], ["y"])
+    with pytest.raises(InputShapeError, match="too large to be meant"):
+        load(tmp_path, model_of([tile], {"x": (1, ["b", 3])}, ["y"], {"n": np.array([2**30, 2**30], np.int64)}))
+
+
+def test_an_if_on_a_constant_takes_its_branch(tmp_path: Path) -> None:
+    def branch(op: str) -> onnx.GraphProto:
+        info = helper.make_tensor_value_info(f"{op}_out", TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op, ["x"], [f"{op}_out"])], op, [], [info])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Relu"), else_branch=branch("Tanh"))
+    graph = load(tmp_path, model_of([node], {"x": (1, ["b", 3])}, ["y"], {"c": np.array(False)}))
+    assert [o.kind for o in graph.operators] == ["tanh", "identity"]
