@@ -28,8 +28,9 @@ def convolution(channels: int = 64, dtype: str = "float32") -> Workload:
         kind="conv2d", dtype=dtype, macs=1e9, m=9765, n=channels, k=576, products=1,
         bytes_in=1_000_000, bytes_out=2_500_000, bytes_written=2_500_000, bytes_weight=300_000,
         elements_in=250_000, elements_out=625_000, channels_in=channels, channels_out=channels,
-        positions_in=3900, positions_out=9765, kernel=(3, 3), stride=(1, 1), dilation=1, groups=1, last=62, rank=4,
-        is_view=False, in_place=False, transposed=False,
+        positions_in=3900, positions_out=9765, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=1, groups=1,
+        last=62, rank=4, is_view=False, in_place=False, transposed=False, arguments=2,
+        target="aten.conv2d.default",
     )  # fmt: skip
 
 

@@ -32,11 +32,12 @@ _LOG_COLUMNS = (
     "macs", "bytes_in", "bytes_out", "bytes_weight", "elements_in", "elements_out", "m", "n", "k", "products",
     "channels_in", "channels_out", "positions_in", "positions_out", "kernel_h", "kernel_w", "stride_h", "stride_w",
     "dilation", "groups", "last", "bytes_moved", "roofline_us", "intensity", "flops_time", "output_tiles",
-    "group_width",
+    "group_width", "group_width_out", "padding_h", "padding_w", "taps", "arguments",
 )  # fmt: skip
 _FLAG_COLUMNS = (
     "is_view", "in_place", "transposed", "depthwise", "pointwise", "tensor_cores", "m_div8", "n_div8", "k_div8",
     "k_div4", "channels_in_div8", "channels_out_div8", "last_div8", "no_input", "fits_l2", "rank_3", "rank_4",
+    "narrow", "addend", "nearest", "bilinear", "bicubic", "antialias",
 )  # fmt: skip
 NODE_COLUMNS: tuple[str, ...] = (
     *(f"paper_{i}" for i in range(PAPER_WIDTH)),
@@ -126,7 +127,8 @@ def _magnitudes(w: Workload, precision: Precision) -> tuple[float, ...]:
         w.macs, w.bytes_in, w.bytes_out, w.bytes_weight, w.elements_in, w.elements_out, w.m, w.n, w.k, w.products,
         w.channels_in, w.channels_out, w.positions_in, w.positions_out, *w.kernel, *w.stride,
         w.dilation, w.groups, w.last, moved, roofline_us(w, precision), 2 * w.macs / moved if moved else 0.0,
-        2e6 * w.macs / peak_flops(w, precision), tiles, w.channels_in // w.groups,
+        2e6 * w.macs / peak_flops(w, precision), tiles, w.channels_in // w.groups, w.channels_out // w.groups,
+        *w.padding, w.kernel[0] * w.kernel[1], w.arguments,
     )  # fmt: skip
 
 
@@ -136,7 +138,8 @@ def _flags(w: Workload, precision: Precision) -> tuple[bool, ...]:
         w.is_view, w.in_place, w.transposed, w.groups > 1 and w.groups == w.channels_in, w.kernel == (1, 1),
         on_tensor_cores(w, precision), w.m % 8 == 0, w.n % 8 == 0, w.k % 8 == 0, w.k % 4 == 0,
         w.channels_in % 8 == 0, w.channels_out % 8 == 0, w.last % 8 == 0, w.bytes_in == 0, w.bytes_moved < L2_BYTES,
-        w.rank == 3, w.rank == 4, *(w.dtype == dtype for dtype in _DTYPES),
+        w.rank == 3, w.rank == 4, w.channels_in <= 4, bool(w.macs) and w.arguments == 3, "nearest" in w.target,
+        "bilinear" in w.target, "bicubic" in w.target, "_aa" in w.target, *(w.dtype == dtype for dtype in _DTYPES),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from dippm.train.fit import (
 )
 from dippm.train.graph_level import predict_graph_level, standardised_statics, train_graph_level
 from dippm.train.networks import load_network
-from dippm.train.split import FOLDS, folds
+from dippm.train.split import FOLDS, folds, split_keys
 from dippm.train.trainer import Scales, predict_operators
 
 Index = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class CrossFit:
 
 def cross_fit(data: Prepared, work: Path, *, count: int = FOLDS, tick: Tick = lambda: None) -> CrossFit:
     """Steps 1 to 3 of `dippm.train.fit`, from the networks `without-K.pt` in `work`."""
-    fold_of = folds(data.corpus.groups.tolist(), count)
+    fold_of = folds(split_keys(data.corpus.groups.tolist(), data.corpus.architectures.tolist()), count)
     held: dict[int, HeldBack] = {}
     networks: list[tuple[PMGNS, Scales]] = []
     for fold in range(count):
