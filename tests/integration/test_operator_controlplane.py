@@ -146,6 +146,16 @@ class Jobs:
             assert time.monotonic() < deadline, f"not in {seconds} s: {body.get('status')}"
             time.sleep(0.1)
 
+    def wait_for_events(self, *reasons: str) -> list[dict[str, Any]]:
+        """Events of these reasons, once there are some of each: they come after the status."""
+        deadline = time.monotonic() + 20
+        while True:
+            events = [e for e in self.plane.get(self.events)["items"] if e["reason"] in reasons]
+            if {e["reason"] for e in events} == set(reasons):
+                return events
+            assert time.monotonic() < deadline, [e["reason"] for e in events]
+            time.sleep(0.1)
+
     def job_names(self) -> list[str]:
         return [item["metadata"]["name"] for item in self.plane.get(self.batch)["items"]]
 
@@ -185,8 +195,8 @@ def test_status_fills_and_the_job_carries_the_slice(jobs: Jobs, store: ModelStor
     slices = {"nvidia.com/mig-1g.5gb": "1"}
     assert pod["spec"]["containers"][0]["resources"] == {"limits": slices, "requests": slices}
     assert pod["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
-    reasons = {e["reason"] for e in jobs.plane.get(jobs.events)["items"]}
-    assert {"ArtifactResolved", "Predicted", "NodeOffersProfile", "JobCreated"} <= reasons
+    events = jobs.wait_for_events("ArtifactResolved", "Predicted", "NodeOffersProfile", "JobCreated")
+    assert {e["type"] for e in events} == {"Normal"}
 
 
 def test_larger_profile_is_taken_where_the_fitting_one_is_not_offered(jobs: Jobs, store: ModelStore) -> None:
@@ -234,8 +244,7 @@ def test_bad_artifact_is_one_sentence_in_condition_and_event(
     assert condition(status, "Ready") == ("False", reason)
     message = next(c["message"] for c in status["conditions"] if c["type"] == "Ready")
     assert path in message
-    events = [e for e in jobs.plane.get(jobs.events)["items"] if e["reason"] == reason]
-    assert events
+    events = jobs.wait_for_events(reason)
     assert all((e["type"], e["message"]) == ("Warning", message) for e in events)
 
 
@@ -409,7 +418,7 @@ def test_pods_without_their_slice_or_out_of_memory_are_told(jobs: Jobs, store: M
     container["lastState"] = {"terminated": ended}
     jobs.plane.patch(f"{path}/late/status", {"status": {"containerStatuses": [container]}})
     jobs.wait("seen", lambda s: condition(s, "OutOfMemory") == ("True", "GpuMemoryExhausted"))
-    assert any(e["reason"] == "GpuMemoryExhausted" for e in jobs.plane.get(jobs.events)["items"])
+    assert jobs.wait_for_events("GpuMemoryExhausted")[0]["type"] == "Warning"
 
 
 def test_replica_set_that_waits_for_the_prediction_is_asked_to_retry(jobs: Jobs, store: ModelStore) -> None:

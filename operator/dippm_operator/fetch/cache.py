@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -35,8 +36,13 @@ class ArtifactCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="artifact-removal")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+
+    def close(self) -> None:
+        """Wait until what was let go is gone."""
+        self._remover.shutdown()
 
     @property
     def held_bytes(self) -> int:
@@ -78,8 +84,11 @@ class ArtifactCache:
         if entry.dropped:
             self._drop(entry)
 
-    @staticmethod
-    def _drop(entry: Entry) -> None:
+    def remove(self, path: Path) -> None:
+        """Delete a file that `new_path` named; in a thread, because to unlink gigabytes takes a while."""
+        self._remover.submit(shutil.rmtree, path.parent, ignore_errors=True)
+
+    def _drop(self, entry: Entry) -> None:
         entry.dropped = True
         if entry.pins == 0:
-            shutil.rmtree(entry.path.parent, ignore_errors=True)
+            self.remove(entry.path)
