@@ -6,14 +6,17 @@ tvm: `ask` does, when it is first called.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from dippm.case import Case
 from dippm.policy import Policy
 from dippm.prediction import Prediction
 from dippm.profiles import Device
+from dippm.version import VERSION
 from dippm_operator.fetch import shown
 from dippm_operator.resource import InferenceJobSpec, ModelFormat, ModelInput
 
@@ -53,6 +56,14 @@ def question_for(
         policy=policy,
         device=device,
     )
+
+
+def predictor_version() -> str:
+    """Version of the code and, after `+`, of the weights: other weights give other answers. Reads the weights' file."""
+    weights = resources.files("dippm.weights").joinpath("pmgns.safetensors")
+    if not weights.is_file():
+        return VERSION
+    return f"{VERSION}+{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"
 
 
 def ask(question: Question) -> Prediction:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import dippm
@@ -172,6 +176,32 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(
     assert said in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.err.startswith("dippm: ")
+
+
+NETWORK = network(channels=2).SerializeToString()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.integers(0, len(NETWORK) - 1), st.integers(0, 255)), min_size=1, max_size=6),
+    st.integers(1, len(NETWORK)),
+    st.booleans(),
+)
+def test_whatever_is_wrong_with_a_file_the_answer_is_a_prediction_or_a_sentence(
+    changes: list[tuple[int, int]], length: int, cut: bool
+) -> None:
+    content = bytearray(NETWORK)
+    for position, byte in changes:
+        content[position] = byte
+    with tempfile.TemporaryDirectory() as folder, patch("dippm.network.bundle.load_bundle", Given):
+        path = Path(folder, "model.onnx")
+        path.write_bytes(content[:length] if cut else content)
+        said = "a prediction"
+        try:
+            dippm.predict(path, batch=2)
+        except DippmError as error:
+            said = str(error)
+    assert len(said.splitlines()) == 1
 
 
 def test_a_path_that_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

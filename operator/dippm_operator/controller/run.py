@@ -24,6 +24,7 @@ from dippm_operator.controller.state import ClusterState, Key
 from dippm_operator.controller.workload import Workloads
 from dippm_operator.fetch import ArtifactCache, Fetcher
 from dippm_operator.kube import ApiClient, ApiFailure, Connection
+from dippm_operator.predict import predictor_version
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ async def _lead(
     queue: WorkQueue[Key] = WorkQueue()
     cache = await asyncio.to_thread(ArtifactCache, settings.cache, settings.cache_bytes)
     fetcher = Fetcher(cache, settings.fetch)
-    resolver = Resolver(fetcher, predictor, metrics)
+    version = await asyncio.to_thread(predictor_version)
+    resolver = Resolver(fetcher, predictor, metrics, predictor_version=version)
     reconciler = Reconciler(
         api,
         state,
