@@ -14,7 +14,7 @@ from dippm.graph import DTYPE_BYTES
 from dippm.network.workload import Workload
 
 CLASSES: tuple[str, ...] = (
-    "none", "in+out+weight", "in+out", "in+weight", "out+weight", "weight", "in", "out", "2(in+out)", "in+2out",
+    "none", "in", "out", "weight", "in+out", "in+weight", "out+weight", "in+out+weight", "2(in+out)", "in+2out",
     "int64 per output", "2 float32 per row", "float32 per row", "in+2 float32 per row", "float32 per query",
     "padded to 8", "padded to 4", "padded in to 8+weight", "padded in to 4+weight", "ratio",
 )  # fmt: skip
@@ -44,7 +44,7 @@ def candidates(work: Workload) -> tuple[int, ...]:
     i8, o8, w8 = _padded(work, 8)
     i4, o4, w4 = _padded(work, 4)
     return (
-        0, i + o + w, i + o, i + w, o + w, w, i, o, 2 * (i + o), i + 2 * o,
+        0, i, o, w, i + o, i + w, o + w, i + o + w, 2 * (i + o), i + 2 * o,
         8 * work.elements_out, 8 * rows, 4 * rows, i + 8 * rows, 4 * work.products * work.m,
         i8 + o8 + w8, i4 + o4 + w4, i8 + w8, i4 + w4,
     )  # fmt: skip

@@ -13,7 +13,7 @@ RANDOM = "random"
 
 
 def split_keys(groups: Sequence[str], architectures: Sequence[str]) -> list[str]:
-    """What must stay on one side, for each case: its super-family, or its own network where that was drawn at random."""
+    """What must stay on one side, by case: its super-family, or the network itself where it was drawn at random."""
     return [a if g == RANDOM else g for g, a in zip(groups, architectures, strict=True)]
 
 
