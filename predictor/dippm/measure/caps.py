@@ -26,7 +26,7 @@ from dippm.measure.memory import gradient_mode, set_allocator, set_precision
 from dippm.zoo.build import construct, example_inputs, fill, float_dtype, place
 from dippm.zoo.case import ZooCase
 
-RESOLUTION = 0.005
+RESOLUTION = 0.01
 PASSES = 3
 
 
@@ -92,7 +92,7 @@ def trial(case: ZooCase, module: torch.nn.Module, cap_mib: float | None) -> Tria
 
 
 def smallest_cap(case: ZooCase) -> dict[str, float | int]:
-    """Bisects between the allocated peak (sure to be needed) and the reserved one (sure to suffice), to 0.5 %."""
+    """Bisects between the allocated peak (sure to be needed) and the reserved one (sure to suffice), to 1 %."""
     if case.mode is Mode.AUTOGRAD:
         raise ValueError(f"{case.id}: the smallest cap is searched for forward passes without gradients only")
     module = construct(case.network)

@@ -119,7 +119,7 @@ def load(case: ZooCase, module: torch.nn.Module, *, calibrate: bool = True) -> L
     inputs = example_inputs(case.network.inputs, case.batch, device, dtype)
     if calibrate:
         with torch.no_grad(), batch_statistics(module):
-            module(*(tensor[:CALIBRATION_BATCH] for tensor in inputs))
+            module(*example_inputs(case.network.inputs, CALIBRATION_BATCH, device, dtype, seed=2))
     run: Callable[..., Any] = module
     if case.runtime is Runtime.GRAPH:
         with warnings.catch_warnings(), torch.no_grad():

@@ -19,6 +19,7 @@ ENERGY_SECONDS = 1.0
 """NVML's counter moves in steps of up to 100 ms: half a second was 5-33 % apart, a second repeats."""
 LONGEST_SECONDS = 1.6
 """A case of long passes takes fewer than 30 of them; how many is in the row."""
+LEAST_ENERGY_SECONDS = 0.55
 KERNEL_GAP_US = 1.0
 SPIN_CYCLES_PER_MS = 1_980_000
 """At the SM clock of a Hopper card; the spin only has to outlast the host."""
@@ -36,7 +37,8 @@ class Times:
     device_ms: float
     device_ms_method: str
     """`run_ahead`, or `kernel_sum` where the forward waits for the device or queues too many kernels."""
-    energy_j: float
+    energy_j: float | None
+    """None where the loop was shorter than the counter's resolution allows."""
     energy_seconds: float
     energy_passes: int
 
@@ -89,13 +91,17 @@ def run_ahead_milliseconds(forward: Callable[[], Any], host_ms: float, repeats: 
     return statistics.median(times) if times else None
 
 
-def latency_and_energy(forward: Callable[[], Any], gpu: Gpu, seconds: float = ENERGY_SECONDS) -> dict[str, float | int]:
-    """Back-to-back passes for at least `seconds` and 30 passes (fewer where a pass is long): latency and energy."""
+def latency_and_energy(forward: Callable[[], Any], gpu: Gpu, seconds: float = ENERGY_SECONDS) -> dict[str, float | int | None]:
+    """Back-to-back passes for at least `seconds` and 30 passes (fewer where a pass is long): latency and energy.
+
+    With `seconds` zero the loop ends with the passes and no energy is given.
+    """
     estimate = min(_pass_ms(forward) for _ in range(2))
     for _ in range(WARM_UPS - 2 if estimate * WARM_UPS < LONGEST_SECONDS * 250 else 0):
         forward()
     torch.cuda.synchronize()
-    least = max(3, min(PASSES, int(LONGEST_SECONDS * 1e3 / max(estimate, 1e-3))))
+    longest = LONGEST_SECONDS if seconds else LONGEST_SECONDS / 2
+    least = max(3, min(PASSES, int(longest * 1e3 / max(estimate, 1e-3))))
     events = [torch.cuda.Event(enable_timing=True)]
     energy, begun, passes = gpu.energy_j(), time.perf_counter(), 0
     events[0].record()
@@ -117,7 +123,7 @@ def latency_and_energy(forward: Callable[[], Any], gpu: Gpu, seconds: float = EN
         "latency_median_ms": statistics.median(times),
         "latency_p90_ms": times[min(len(times) - 1, int(0.9 * len(times)))],
         "latency_passes": len(times),
-        "energy_j": joules / passes,
+        "energy_j": joules / passes if seconds and elapsed >= LEAST_ENERGY_SECONDS else None,
         "energy_seconds": elapsed,
         "energy_passes": passes,
     }
@@ -128,8 +134,9 @@ def measure_times(
 ) -> Times:
     """All labels of time and energy of a pass whose kernels (sum in us, number) are already known."""
     loop = latency_and_energy(forward, gpu, seconds)
-    host = host_milliseconds(forward, 5 if loop["latency_ms"] < 150 else 3)
-    ahead = run_ahead_milliseconds(forward, host, 3 if loop["latency_ms"] < 150 else 2)
+    short = (loop["latency_ms"] or 0.0) < 150
+    host = host_milliseconds(forward, 5 if short else 3)
+    ahead = run_ahead_milliseconds(forward, host, 3 if short else 2)
     method = "run_ahead" if ahead is not None else "kernel_sum"
     device = ahead if ahead is not None else (kernel_us + KERNEL_GAP_US * kernels) / 1e3
     return Times(host_ms=host, device_ms=device, device_ms_method=method, **loop)  # type: ignore[arg-type]

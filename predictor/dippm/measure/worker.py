@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from dippm.measure import caps
 from dippm.measure.memory import AllocatorRetried, NotFinite, load, measure_memory, release
 from dippm.measure.nvml import Gpu
 from dippm.measure.operators import Record, record_kernels, record_memory
-from dippm.measure.timing import measure_times
+from dippm.measure.timing import ENERGY_SECONDS, measure_times
 from dippm.zoo.build import construct
 from dippm.zoo.case import ZooCase
 
@@ -43,6 +44,11 @@ def alone(lock: Path | None) -> Iterator[None]:
     with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def takes_energy(case: ZooCase) -> bool:
+    """Every other case: a second on the energy counter costs as much as all other labels together."""
+    return zlib.crc32(case.id.encode()) % 2 == 0
 
 
 def operator_table(record: Record) -> dict[str, Any]:
@@ -102,7 +108,8 @@ def _labels(case: ZooCase, module: torch.nn.Module, bench: Bench) -> dict[str, A
             marks.append(time.perf_counter())
             total, number = sum(record.kernel_us), sum(record.kernels)
             row |= {"kernel_ms": total / 1e3, "kernels": number}
-            row |= asdict(measure_times(loaded.forward, bench.gpu, total, number))
+            seconds = ENERGY_SECONDS if takes_energy(case) else 0.0
+            row |= asdict(measure_times(loaded.forward, bench.gpu, total, number, seconds=seconds))
             marks.append(time.perf_counter())
         row["operators"] = operator_table(record)
         row["stage_seconds"] = [round(b - a, 3) for a, b in zip(marks, marks[1:], strict=False)]

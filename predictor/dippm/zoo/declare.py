@@ -58,6 +58,16 @@ def stratified(items: Iterable[T], stratum: Callable[[T], Hashable], seed: int) 
     return [item for _, _, item in placed]
 
 
+def networks_first(cases: Iterable[ZooCase]) -> list[ZooCase]:
+    """Each network's first case before any network's second, and so on; otherwise in the order given."""
+    count: dict[str, int] = defaultdict(int)
+    rounds: list[tuple[int, ZooCase]] = []
+    for case in cases:
+        rounds.append((count[case.network.key], case))
+        count[case.network.key] += 1
+    return [case for _, case in sorted(rounds, key=lambda entry: entry[0])]
+
+
 def _batch_for(plan: Plan, precision: Precision, mode: Mode, longest_ms: float, random: Random) -> int | None:
     """A batch whose footprint comes near one drawn evenly on a log scale; None where even one sample is too much."""
     goal = math.exp(random.uniform(math.log(800), math.log(LARGEST_MIB)))
