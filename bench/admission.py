@@ -309,13 +309,14 @@ def cpu_seconds(pid: int) -> float:
 
 
 def machine() -> str:
-    """The processor's name and the interpreter's version."""
+    """The processor's name, the interpreter's version, and how busy the machine was."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return f"{models[0] if models else platform.machine()}, Python {platform.python_version()}"
+    load = f"load average {os.getloadavg()[0]:.1f}"  # more than 1 of our own means that others used the machine too
+    return f"{models[0] if models else platform.machine()}, Python {platform.python_version()}, {load}"
 
 
 def main() -> int:

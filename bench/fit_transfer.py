@@ -228,16 +228,19 @@ def main() -> None:
     nothing = np.zeros_like(values)
     columns = ("rows", "one ratio", "roofline", "fitted", "left out", "bias", "total")
     print(f"{'pairs':45}", *(f"{c:>9}" for c in columns))
-    errors = []
+    errors, means = [], []
     middle = np.median(np.concatenate([p.log_ratio for p in everything]))
     for p in everything:
         without = fit([q for q in everything if q.source != p.source])
         mean, bias, total = report(p, without)
         errors.append(total)
+        alone = float(np.abs(p.log_ratio - middle).mean())
+        means.append((alone, report(p, nothing)[0], report(p, values)[0], mean))
         print(
-            f"{p.name:45} {len(p.source_us):9} {np.abs(p.log_ratio - middle).mean():9.1%} {report(p, nothing)[0]:9.1%} "
-            f"{report(p, values)[0]:9.1%} {mean:9.1%} {bias:+9.1%} {total:+9.1%}"
+            f"{p.name:45} {len(p.source_us):9} {means[-1][0]:9.1%} {means[-1][1]:9.1%} "
+            f"{means[-1][2]:9.1%} {mean:9.1%} {bias:+9.1%} {total:+9.1%}"
         )
+    print(f"{'mean of the kinds':45} {'':9}", *(f"{m:9.1%}" for m in np.mean(means, axis=0)))
     print("totals of left-out sources: mean", f"{np.abs(errors).mean():.1%}", "worst", f"{np.abs(errors).max():.1%}")
     if args.write:
         write(values, errors)

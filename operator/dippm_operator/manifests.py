@@ -31,7 +31,10 @@ class _Dumper(yaml.SafeDumper):
     """YAML that kubectl reads as it was meant: `1e3`, `0o17`, `y` are strings there only when quoted."""
 
 
-_LOOKS_TYPED = re.compile(r"[-+.]?[0-9].*|[yYnN]")
+_LOOKS_TYPED = re.compile(
+    r"[yYnN]|[-+]?(0[bo]?[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    r"|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*"
+)
 
 
 def _represent_string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -6,14 +6,18 @@ tvm: `ask` does, when it is first called.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from dippm.case import Case
 from dippm.policy import Policy
 from dippm.prediction import Prediction
 from dippm.profiles import Device
+from dippm.version import VERSION
+from dippm_operator.fetch import shown
 from dippm_operator.resource import InferenceJobSpec, ModelFormat, ModelInput
 
 
@@ -22,12 +26,15 @@ class Question:
     """An artifact on disk and all that decides what it needs."""
 
     path: Path
+    """Where it lies; fetched and verified."""
     uri: str
+    """What it is called in messages: its URI without credentials."""
     format: ModelFormat
-    digest: str | None
     inputs: tuple[ModelInput, ...]
     case: Case
     policy: Policy
+    limited: bool = True
+    """Parse in a separate, limited process. Only a file of the user's own, on his own machine, goes without."""
     device: Device | None = None
     """The device as the cluster's labels size it; None takes the catalogue's entry for `case.device`."""
 
@@ -42,9 +49,8 @@ def question_for(
     """The question that a spec asks about an artifact that lies at `path`."""
     return Question(
         path=path,
-        uri=spec.model.uri,
+        uri=shown(spec.model.uri),
         format=spec.model.format,
-        digest=None,  # the fetcher has verified it
         inputs=spec.model.inputs,
         case=case,
         policy=policy,
@@ -52,17 +58,27 @@ def question_for(
     )
 
 
+def predictor_version() -> str:
+    """Version of the code and, after `+`, of the weights: other weights give other answers. Reads the weights' file."""
+    weights = resources.files("dippm.weights").joinpath("pmgns.safetensors")
+    if not weights.is_file():
+        return VERSION
+    return f"{VERSION}+{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"
+
+
 def ask(question: Question) -> Prediction:
-    """Parse the artifact in a limited child process and predict in this one.
+    """Parse the artifact (in a limited child process) and predict in this one.
 
     Raises DippmError: what is wrong with the file, its shapes or the device.
     """
     from dippm.artifact import open_artifact
-    from dippm.frontend.child import Limits, load_graph_in_child
+    from dippm.frontend import load_graph
+    from dippm.frontend.child import load_graph_in_child
     from dippm.frontend.inputs import InputSpec
     from dippm.predictor import predict_graph
 
-    artifact = open_artifact(question.path, framework=question.format.value, digest=question.digest)
+    artifact = open_artifact(question.path, framework=question.format.value, uri=question.uri)
     inputs = tuple(InputSpec(one.name, one.shape, one.dtype) for one in question.inputs) or None
-    graph = load_graph_in_child(artifact, batch=question.case.batch, inputs=inputs, limits=Limits())
+    load = load_graph_in_child if question.limited else load_graph
+    graph = load(artifact, batch=question.case.batch, inputs=inputs)
     return predict_graph(graph, question.case, question.policy, device=question.device)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from dippm.case import Allocator, Case, Precision, Runtime
-from dippm.errors import InputShapeError
+from dippm.errors import DippmError, InputShapeError
 from dippm.policy import DEFAULT_POLICY, Policy
 from dippm.predictor import Stopwatch, predict_graph
 from dippm.profiles import resolve_device
@@ -28,6 +30,7 @@ def predict(
     runtime: Runtime | str = Runtime.AUTO,
     allocator: Allocator | str = Allocator.DEFAULT,
     policy: Policy = DEFAULT_POLICY,
+    digest: str | None = None,
     trust_pickle: bool = False,
 ) -> Prediction:
     """Memory, energy, latency and MIG profile of one forward pass of the model in `path`; it is not run.
@@ -37,8 +40,9 @@ def predict(
 
     `batch` is the batch size, at least 1. `input` is each input's shape without the batch (`"3,224,224"`,
     `"ids=128:int64"`), one string an input; it may be left out where the file says it. `framework` is the file's format
-    (`auto` looks at its content). `device` is a product of the catalogue, one of its entries, or `A100` for the paper's
-    card. `trust_pickle` lets a pickled module run its code: never for a file from somebody else.
+    (`auto` looks at its content). `device` is a product of the catalogue, one of its entries, or `A100` for the
+    paper's card. `digest` (`sha256:...`) is held against the whole file. `trust_pickle` lets a pickled module run its
+    code: never for a file from somebody else.
 
     The file is parsed in this process: whoever predicts files of strangers wants the limits of
     `dippm.frontend.child.load_graph_in_child` and `predict_graph`. Raises DippmError, one sentence for the user.
@@ -51,16 +55,26 @@ def predict(
     watch = Stopwatch()
     case = Case(
         batch=batch,
-        precision=Precision(precision),
-        runtime=Runtime(runtime),
-        allocator=Allocator(allocator),
+        precision=_one_of(Precision, "precision", precision),
+        runtime=_one_of(Runtime, "runtime", runtime),
+        allocator=_one_of(Allocator, "allocator", allocator),
         device=resolve_device(device).product,
     )
     with watch.stage("load"):
-        artifact = open_artifact(path, framework=framework)
+        artifact = open_artifact(Path(path), framework=framework, digest=digest)
     with watch.stage("convert"):
         graph = load_graph(artifact, batch=batch, inputs=_inputs(input), trust_pickle=trust_pickle)
     return predict_graph(graph, case, policy, stopwatch=watch)
+
+
+ChoiceT = TypeVar("ChoiceT", bound=StrEnum)
+
+
+def _one_of(kind: type[ChoiceT], name: str, value: str) -> ChoiceT:
+    try:
+        return kind(value)
+    except ValueError:
+        raise DippmError(f"{name} must be one of {', '.join(kind)}, not {value!r}") from None
 
 
 def _inputs(given: str | InputSpec | Sequence[str | InputSpec] | None) -> tuple[InputSpec, ...] | None:

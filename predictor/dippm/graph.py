@@ -64,7 +64,7 @@ class Value:
     producer: int | None = None
     """Index of the operator that puts it out; None unless `kind` is RESULT."""
     alias_of: int | None = None
-    """Id of the value whose storage it shares (a view, or the input of an in-place operator); None if it owns its storage."""
+    """Id of the value whose storage it shares (a view, or an in-place operator's input); None if it owns its own."""
     name: str = ""
 
 
@@ -83,7 +83,10 @@ class Operator:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     """Canonical attributes, e.g. kernel_size, stride, padding, dilation, groups (tuples of ints for spatial ones)."""
     scope: tuple[str, ...] = ()
-    """Module paths, outermost first, each the full path (`("", "layer1", "layer1.0", "layer1.0.conv1")`); a call counts: a module called twice gets `@1` appended. Empty if the file has none."""
+    """Module paths, outermost first, each the full path (`("", "layer1", "layer1.0", "layer1.0.conv1")`).
+
+    A call counts: a module called twice gets `@1` appended. Empty if the file has none.
+    """
     source: str = ""
     """Source line that called it (`file.py:123: x = self.relu(x)`), empty if the file has none."""
     relax: tuple[str, ...] = ()
@@ -116,9 +119,7 @@ class ModelGraph:
     @cached_property
     def parameter_ids(self) -> tuple[int, ...]:
         """Ids of the weights and buffers that own their storage."""
-        return tuple(
-            i for i, v in enumerate(self.values) if v.kind is ValueKind.PARAMETER and v.alias_of is None
-        )
+        return tuple(i for i, v in enumerate(self.values) if v.kind is ValueKind.PARAMETER and v.alias_of is None)
 
     @cached_property
     def digest(self) -> str:
@@ -202,9 +203,7 @@ def _operator_to_dict(operator: Operator) -> dict[str, Any]:
         "outputs": list(operator.outputs),
     }
     if operator.attributes:
-        body["attributes"] = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in sorted(operator.attributes.items())
-        }
+        body["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(operator.attributes.items())}
     for key in ("scope", "relax"):
         if items := getattr(operator, key):
             body[key] = list(items)
@@ -219,9 +218,7 @@ def _operator_from_dict(body: Mapping[str, Any]) -> Operator:
         target=body["target"],
         inputs=tuple(body["inputs"]),
         outputs=tuple(body["outputs"]),
-        attributes={
-            k: tuple(v) if isinstance(v, list) else v for k, v in body.get("attributes", {}).items()
-        },
+        attributes={k: tuple(v) if isinstance(v, list) else v for k, v in body.get("attributes", {}).items()},
         scope=tuple(body.get("scope", ())),
         source=body.get("source", ""),
         relax=tuple(body.get("relax", ())),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dippm.case import Case
-from dippm.devices import MIB, context_on
+from dippm.devices import MIB, Hardware, context_on
 from dippm.policy import Policy, candidate
 from dippm.prediction import Candidate
 from dippm.profiles import Device, Profile
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dippm.network.calibration import UpperBound
     from dippm.network.compose import Composition
     from dippm.network.workload import Workload
+
+
+UNCALIBRATED_FACTOR = 1.5
+"""From the estimate to its upper bound where the bundle holds no calibration at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ def cap(
     composed: Composition,
     estimates: Estimates,
     is_proxy: bool,
+    target: Hardware,
     unmeasured_architecture: bool,
 ) -> Cap:
     """The cap and its upper bound, which is the largest of what is known to go wrong.
@@ -51,24 +56,36 @@ def cap(
     3. On an architecture that was never measured other convolution engines are picked: each dense convolution's
        workspace at its bound, bytes in + out + weight, replayed.
     """
-    bound = estimates.upper["min_cap"]
+    from dippm.network.calibration import UpperBound
+
+    bound = estimates.upper.get("min_cap") or UpperBound(UNCALIBRATED_FACTOR, None, "uncalibrated", 0)
     held = composed.weights_bytes + composed.inputs_bytes
     widened = held + (composed.min_cap_bytes - held) * (PROXY_FACTOR if is_proxy else 1.0)
     upper = widened * bound.factor
     if unmeasured_architecture:
-        upper = max(upper, _with_bounded_workspaces(graph, case, work, estimates))
+        upper = max(upper, _with_bounded_workspaces(graph, case, work, estimates, target))
     return Cap(composed.min_cap_bytes / MIB, upper / MIB, bound, unmeasured_architecture)
 
 
-def _with_bounded_workspaces(graph: ModelGraph, case: Case, work: Sequence[Workload], estimates: Estimates) -> float:
-    from dippm.network.compose import compose
+def _with_bounded_workspaces(
+    graph: ModelGraph, case: Case, work: Sequence[Workload], estimates: Estimates, target: Hardware
+) -> int:
     from dippm.network.workload import CONVOLUTIONS
+    from dippm.replay import replay
 
     workspaces = tuple(
         max(known, w.bytes_in + w.bytes_out + w.bytes_weight) if w.kind in CONVOLUTIONS and not _depthwise(w) else known
         for known, w in zip(estimates.workspace_bytes, work, strict=True)
     )
-    return compose(graph, case, replace(estimates, workspace_bytes=workspaces)).min_cap_bytes
+    replayed = replay(
+        graph,
+        runtime=case.runtime,
+        allocator=case.allocator,
+        mode=case.mode,
+        workspaces=workspaces,
+        cublas_bytes=target.cublas_workspace_bytes,
+    )
+    return replayed.min_cap_bytes
 
 
 def _depthwise(work: Workload) -> bool:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dippm.case import Case
     from dippm.graph import ModelGraph
     from dippm.network.bundle import Bundle, Estimates
-    from dippm.network.compose import Composition
 
 
 @dataclass
@@ -60,8 +59,9 @@ def predict_graph(
     """
     from dippm.features import static_features
     from dippm.network.bundle import load_bundle
-    from dippm.network.compose import compose, correct
+    from dippm.network.compose import composition_of, correct
     from dippm.network.workload import workloads
+    from dippm.replay import replay
 
     watch = stopwatch or Stopwatch()
     device = device or resolve_device(case.device)
@@ -73,10 +73,18 @@ def predict_graph(
         cast = graph.cast(case.precision.float_dtype)
         estimates = bundle.estimate(cast, measured, risk_percent=policy.oom_risk_percent)
     with watch.stage("replay"):
-        composed = compose(cast, measured, estimates)
+        replayed = replay(
+            cast,
+            runtime=measured.runtime,
+            allocator=case.allocator,
+            mode=case.mode,
+            workspaces=estimates.workspace_bytes,
+            cublas_bytes=target.cublas_workspace_bytes,
+        )
+    with watch.stage("choose"):
         work = workloads(cast)
         clock = _Clock(estimates, transfer.Work.of(work, case.precision), hardware(bundle.device), target)
-        whole = correct(_timed(composed, clock.on()), estimates)
+        whole = correct(composition_of(replayed, clock.on()), estimates)
         need = memory.cap(
             cast,
             measured,
@@ -84,16 +92,16 @@ def predict_graph(
             composed=whole,
             estimates=estimates,
             is_proxy=runtime.is_proxy,
+            target=target,
             unmeasured_architecture=clock.source.architecture != target.architecture,
         )
-    with watch.stage("choose"):
         candidates = tuple(
             memory.requirement(
                 device,
                 profile,
                 need,
                 policy,
-                latency_ms=correct(_timed(composed, clock.on(slice_of(device, profile))), estimates).latency_ms,
+                latency_ms=correct(composition_of(replayed, clock.on(slice_of(device, profile))), estimates).latency_ms,
             )
             for profile in (device.with_full_gpu() if policy.allow_full_gpu else device.profiles)
         )
@@ -145,26 +153,6 @@ class _Clock:
     def on(self, part: Hardware | None = None) -> Estimates:
         """The estimates on the target, or on a slice of it."""
         return transfer.carry_over(self.estimates, self.work, self.source, self.target, part=part)
-
-
-def _timed(composed: Composition, estimates: Estimates) -> Composition:
-    """The composition with the two clocks, and what hangs on them, of other costs; memory as it was."""
-    from dippm.network import clocks
-
-    latency = clocks.latency_ms(
-        estimates.host_us,
-        estimates.kernel_us,
-        estimates.kernels,
-        host_pass_us=estimates.host_pass_us,
-        gap_us=estimates.gap_us,
-    )
-    return replace(
-        composed,
-        device_ms=clocks.device_ms(estimates.kernel_us, estimates.kernels, estimates.gap_us),
-        host_ms=clocks.host_ms(estimates.host_us, estimates.host_pass_us),
-        latency_ms=latency,
-        energy_j=estimates.static_w * latency / 1e3 + sum(estimates.energy_j),
-    )
 
 
 def _choose(candidates: tuple[Candidate, ...], policy: Policy, footprint_mib: float) -> Choice[Candidate]:

@@ -70,7 +70,9 @@ class Work:
 
     def arithmetic_us(self, card: Hardware) -> Array:
         """Least time of the arithmetic, microseconds."""
-        return 1e6 * self.flops / np.array([card.flops[u] for u in self.unit])
+        rates = np.array([card.flops[u] for u in self.unit], dtype=np.float64)
+        time: Array = 1e6 * self.flops / rates
+        return time
 
     def memory_us(self, card: Hardware) -> Array:
         """Least time of the memory traffic, microseconds."""
@@ -78,7 +80,8 @@ class Work:
 
     def roof_us(self, card: Hardware) -> Array:
         """The longer of the two."""
-        return np.maximum(np.maximum(self.arithmetic_us(card), self.memory_us(card)), 1e-6)
+        roof: Array = np.maximum(np.maximum(self.arithmetic_us(card), self.memory_us(card)), 1e-6)
+        return roof
 
 
 @dataclass(frozen=True, slots=True)

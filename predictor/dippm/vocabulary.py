@@ -33,13 +33,25 @@ KINDS: tuple[str, ...] = (
     "concat", "stack", "pad", "copy", "gather", "scatter", "embedding", "index", "roll", "repeat", "flip", "tril",
     "one_hot", "full", "arange", "nonzero",
     # views: no memory of their own (where strides allow)
-    "reshape", "transpose", "permute", "expand", "slice", "select", "split", "squeeze", "unsqueeze", "flatten", "unfold",
-    "pixel_shuffle", "identity",
+    "reshape", "transpose", "permute", "expand", "slice", "select", "split", "squeeze", "unsqueeze", "flatten",
+    "unfold", "pixel_shuffle", "identity",
 )  # fmt: skip
 
 INDEX: dict[str, int] = {kind: index for index, kind in enumerate(KINDS)}
 
 VIEWS: frozenset[str] = frozenset(
-    {"reshape", "transpose", "permute", "expand", "slice", "select", "split", "squeeze", "unsqueeze", "flatten", "identity"}
+    {
+        "reshape",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "identity",
+    }
 )
 """Kinds that put out a view of their input where strides allow; whether one did is said by `Value.alias_of`."""

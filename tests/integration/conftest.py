@@ -7,6 +7,7 @@ none either, and garbage is not collected. Tests create what those controllers w
 Fixtures
     control_plane   session: a running `ControlPlane` (kubeconfig path and a small synchronous admin client)
     namespace       a fresh namespace's name
+    webhook         module: a running webhook process under the chart's account and configurations
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from tests.integration.webhook_process import Webhook, running_webhook
 
 START_SECONDS = 90.0
 """How long the API server may take to become ready; 6 s on a quiet machine of two cores."""
@@ -108,6 +110,17 @@ class ControlPlane:
         return self.request(
             "PATCH", f"{path}?fieldManager=tests&force=true", body, content_type="application/apply-patch+yaml"
         )[0]
+
+    def kubeconfig_of(self, namespace: str, account: str, path: Path) -> Path:
+        """Write a kubeconfig with a token of a ServiceAccount: what a pod of it may do, and no more."""
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 3600},
+        }
+        made = self.create(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", request)
+        _write_kubeconfig(path, self.url, self.ca_file, made["status"]["token"])
+        return path
 
     def install_crd(self, crd: Mapping[str, Any]) -> None:
         """Apply a CustomResourceDefinition and wait until its resources can be listed."""
@@ -267,3 +280,10 @@ def namespace(control_plane: ControlPlane) -> str:
     name = f"test-{next(_serial)}-{secrets.token_hex(3)}"
     control_plane.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     return name
+
+
+@pytest.fixture(scope="module")
+def webhook(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webhook]:
+    """A running `dippm-webhook` that the API server asks about labelled pods and InferenceJobs of every namespace."""
+    with running_webhook(control_plane, tmp_path_factory.mktemp("webhook")) as running:
+        yield running

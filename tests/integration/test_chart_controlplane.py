@@ -151,6 +151,7 @@ def test_the_operator_may_do_what_it_does_and_nothing_more(
         ("update", "inferencejobs.dippm.dev/status", elsewhere, "a"),
         ("create", "jobs.batch", elsewhere, ""),
         ("create", "events", elsewhere, ""),
+        ("watch", "pods", elsewhere, ""),
         ("watch", "nodes", "", ""),
         ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "", RELEASE),
     ):
@@ -165,7 +166,7 @@ def test_the_operator_may_do_what_it_does_and_nothing_more(
         ("update", "jobs.batch", elsewhere, "a"),
         ("delete", "jobs.batch", elsewhere, "a"),
         ("create", "pods", elsewhere, ""),
-        ("list", "pods", elsewhere, ""),
+        ("delete", "pods", elsewhere, "a"),
         ("patch", "nodes", "", "a"),
         ("create", "leases.coordination.k8s.io", elsewhere, ""),
         ("update", "leases.coordination.k8s.io", namespace, "another"),
@@ -193,7 +194,7 @@ def test_the_webhook_reads_and_writes_nothing(helm: helm_python.Config, control_
         ("patch", "inferencejobs.dippm.dev/status", elsewhere, "a"),
         ("patch", "pods", elsewhere, "a"),
         ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "", RELEASE),
-        ("list", "pods", elsewhere, ""),
+        ("delete", "pods", elsewhere, "a"),
     ):
         assert not allowed(control_plane, account, verb, resource, place, name), (verb, resource, name)
 

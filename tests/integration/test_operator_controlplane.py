@@ -21,6 +21,7 @@ import pytest
 
 from dippm_operator.controller.lease import Lease, LeaseLost
 from dippm_operator.kube import ApiClient, Connection
+from dippm_operator.predict import predictor_version
 from dippm_operator.resource.crd import custom_resource_definition
 
 if TYPE_CHECKING:
@@ -146,6 +147,16 @@ class Jobs:
             assert time.monotonic() < deadline, f"not in {seconds} s: {body.get('status')}"
             time.sleep(0.1)
 
+    def wait_for_events(self, *reasons: str) -> list[dict[str, Any]]:
+        """Events of these reasons, once there are some of each: they come after the status."""
+        deadline = time.monotonic() + 20
+        while True:
+            events = [e for e in self.plane.get(self.events)["items"] if e["reason"] in reasons]
+            if {e["reason"] for e in events} == set(reasons):
+                return events
+            assert time.monotonic() < deadline, [e["reason"] for e in events]
+            time.sleep(0.1)
+
     def job_names(self) -> list[str]:
         return [item["metadata"]["name"] for item in self.plane.get(self.batch)["items"]]
 
@@ -185,8 +196,8 @@ def test_status_fills_and_the_job_carries_the_slice(jobs: Jobs, store: ModelStor
     slices = {"nvidia.com/mig-1g.5gb": "1"}
     assert pod["spec"]["containers"][0]["resources"] == {"limits": slices, "requests": slices}
     assert pod["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
-    reasons = {e["reason"] for e in jobs.plane.get(jobs.events)["items"]}
-    assert {"ArtifactResolved", "Predicted", "NodeOffersProfile", "JobCreated"} <= reasons
+    events = jobs.wait_for_events("ArtifactResolved", "Predicted", "NodeOffersProfile", "JobCreated")
+    assert {e["type"] for e in events} == {"Normal"}
 
 
 def test_larger_profile_is_taken_where_the_fitting_one_is_not_offered(jobs: Jobs, store: ModelStore) -> None:
@@ -234,8 +245,7 @@ def test_bad_artifact_is_one_sentence_in_condition_and_event(
     assert condition(status, "Ready") == ("False", reason)
     message = next(c["message"] for c in status["conditions"] if c["type"] == "Ready")
     assert path in message
-    events = [e for e in jobs.plane.get(jobs.events)["items"] if e["reason"] == reason]
-    assert events
+    events = jobs.wait_for_events(reason)
     assert all((e["type"], e["message"]) == ("Warning", message) for e in events)
 
 
@@ -379,3 +389,103 @@ def test_rules_on_names_and_on_changes(control_plane: ControlPlane, namespace: s
     kept = control_plane.get(f"{path}/fixed")
     assert kept["spec"]["policy"]["existingRequest"] == "Keep"
     assert kept["spec"]["runID"] == "1"
+
+
+def test_pods_without_their_slice_or_out_of_memory_are_told(jobs: Jobs, store: ModelStore) -> None:
+    store.files["/small"] = b"1700"
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "seen"}
+    jobs.create(manifest("seen", f"{store.url}/small", targetRef=target))
+    jobs.wait("seen", is_ready)
+    path = jobs.events.replace("/events", "/pods")
+    pod: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "early", "labels": {"dippm.dev/inference-job": "seen"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }
+    jobs.plane.create(path, pod)
+    jobs.wait("seen", lambda s: condition(s, "Ready") == ("False", "UnsizedPods"))
+    jobs.plane.delete(f"{path}/early?gracePeriodSeconds=0")
+    jobs.wait("seen", is_ready)
+
+    pod["metadata"] |= {"name": "late", "annotations": {"dippm.dev/sizing": '{"resource": "nvidia.com/mig-1g.5gb"}'}}
+    jobs.plane.create(path, pod)
+    ended = {
+        "exitCode": 1,
+        "message": "torch.OutOfMemoryError: CUDA out of memory.",
+        "finishedAt": "2026-01-02T00:00:00Z",
+    }
+    container = {"name": "c", "image": "i", "imageID": "", "ready": False, "restartCount": 1, "state": {}}
+    container["lastState"] = {"terminated": ended}
+    jobs.plane.patch(f"{path}/late/status", {"status": {"containerStatuses": [container]}})
+    jobs.wait("seen", lambda s: condition(s, "OutOfMemory") == ("True", "GpuMemoryExhausted"))
+    assert jobs.wait_for_events("GpuMemoryExhausted")[0]["type"] == "Warning"
+
+
+def test_replica_set_that_waits_for_the_prediction_is_asked_to_retry(jobs: Jobs, store: ModelStore) -> None:
+    path = jobs.events.replace("/api/v1", "/apis/apps/v1").replace("/events", "/replicasets")
+
+    def replica_set(name: str, labels: dict[str, str], owner: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "metadata": {
+                "name": name,
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": owner, "uid": "u"}],
+            },
+            "spec": {
+                "replicas": 2,
+                "selector": {"matchLabels": {"app": name}},
+                "template": {
+                    "metadata": {"labels": {"app": name, **labels}},
+                    "spec": {"containers": [{"name": "c", "image": "i"}]},
+                },
+            },
+        }
+
+    mine = {"dippm.dev/inference-job": "held"}
+    for body in (
+        replica_set("by-label", mine, "any"),
+        replica_set("by-owner", {}, "held"),
+        replica_set("another", {}, "another"),
+    ):
+        jobs.plane.create(path, body)
+    store.files["/small"] = b"1700"
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "held"}
+    jobs.create(manifest("held", f"{store.url}/small", targetRef=target, policy={"onUnknown": "Deny"}))
+    jobs.wait("held", is_ready)
+    deadline = time.monotonic() + 10
+    while True:
+        sets = jobs.plane.get(path)["items"]
+        touched = {
+            s["metadata"]["name"] for s in sets if "dippm.dev/predicted-at" in s["metadata"].get("annotations", {})
+        }
+        if touched == {"by-label", "by-owner"}:
+            break
+        assert time.monotonic() < deadline, touched
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif("+" not in predictor_version(), reason="the package holds no trained weights yet")
+def test_real_model_is_predicted_and_its_job_made(
+    control_plane: ControlPlane, namespace: str, store: ModelStore, tmp_path: Path
+) -> None:
+    """The product as it is installed: `dippm-operator` fetches, parses in its child, predicts and makes the Job."""
+    control_plane.install_crd(custom_resource_definition())
+    store.files["/resnet50.onnx"] = (ROOT / "examples/models/resnet50.onnx").read_bytes()
+    options = ("--lease", "real", "--watch-namespace", namespace)
+    process = start_operator(control_plane, tmp_path, "dippm_operator.controller.main", *options)
+    try:
+        jobs = Jobs(control_plane, namespace, process)
+        jobs.create(manifest("resnet50", f"{store.url}/resnet50.onnx", device="A100-SXM4-40GB"))
+        status = jobs.wait("resnet50", is_ready, seconds=240)
+        assert status["model"]["format"] == "onnx"
+        assert status["model"]["graphDigest"].startswith("sha256:")
+        assert 98 <= status["prediction"]["requiredMiB"] <= status["prediction"]["requiredUpperMiB"], "weights: 98 MiB"
+        slices = {status["recommendation"]["resource"]: "1"}
+        pod = control_plane.get(f"{jobs.batch}/resnet50")["spec"]["template"]["spec"]
+        assert pod["containers"][0]["resources"] == {"limits": slices, "requests": slices}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    assert code == 0, (tmp_path / "operator.log").read_text()

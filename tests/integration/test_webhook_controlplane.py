@@ -1,234 +1,19 @@
-"""The webhook as a process of its own, called by a real API server."""
+"""Pods and InferenceJobs as a real API server admits them, asked about by a real webhook process."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
-import signal
-import socket
-import ssl
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.webhook_process import RBAC, inference_job, jobs, pod, recommend, sized_soon
 
-from dippm_operator.certificates import CertificateSettings, ensure_certificates
-from dippm_operator.kube.api import ApiClient
+from dippm_operator.kube.api import ApiClient, ApiFailure
 from dippm_operator.kube.connection import Connection
-from dippm_operator.resource.crd import custom_resource_definition
-from dippm_operator.resource.names import JOB_LABEL, SIZING_ANNOTATION
+from dippm_operator.resource.names import INJECTION_LABEL, SIZING_ANNOTATION
 
 pytestmark = pytest.mark.controlplane
-
-CONFIGURATION = "dippm-test"
-NAMESPACE = "dippm-system"
-KINDS = {"mutating": "MutatingWebhookConfiguration", "validating": "ValidatingWebhookConfiguration"}
-REPOSITORY = Path(__file__).parents[2]
-
-
-@dataclass
-class Webhook:
-    """A running `dippm-webhook` and what is needed to stop and start it."""
-
-    command: list[str]
-    environment: dict[str, str]
-    port: int
-    health_port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self.command, env=self.environment)
-        self.wait(lambda: self.probe("readyz")[0] == 200)
-
-    def stop(self) -> int:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(15)
-
-    def probe(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/{path}", timeout=5) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except urllib.error.URLError as error:
-            return 0, str(error)
-
-    def wait(self, condition: Callable[[], bool], seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process is None or self.process.poll() is None, "the webhook process ended"
-            assert time.monotonic() < deadline, f"not in {seconds} s; /readyz: {self.probe('readyz')}"
-            time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def configurations(port: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Both configurations as the chart has them, with a URL on loopback instead of a Service."""
-    common = {
-        "admissionReviewVersions": ["v1"],
-        "sideEffects": "None",
-        "failurePolicy": "Ignore",
-        "timeoutSeconds": 5,
-        "namespaceSelector": {"matchExpressions": [{"key": "dippm.test/quiet", "operator": "DoesNotExist"}]},
-    }
-    mutating = common | {
-        "name": "pods.dippm.dev",
-        "reinvocationPolicy": "IfNeeded",
-        "clientConfig": {"url": f"https://127.0.0.1:{port}/mutate"},
-        "objectSelector": {"matchExpressions": [{"key": JOB_LABEL, "operator": "Exists"}]},
-        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
-    }
-    validating = common | {
-        "name": "inferencejobs.dippm.dev",
-        "clientConfig": {"url": f"https://127.0.0.1:{port}/validate"},
-        "rules": [
-            {
-                "apiGroups": ["dippm.dev"],
-                "apiVersions": ["v1alpha1"],
-                "operations": ["CREATE", "UPDATE"],
-                "resources": ["inferencejobs"],
-            }
-        ],
-    }
-    for flavour, webhook in (("mutating", mutating), ("validating", validating)):
-        yield (
-            f"/apis/admissionregistration.k8s.io/v1/{flavour}webhookconfigurations",
-            {
-                "apiVersion": "admissionregistration.k8s.io/v1",
-                "kind": KINDS[flavour],
-                "metadata": {"name": CONFIGURATION},
-                "webhooks": [webhook],
-            },
-        )
-
-
-def mount(control_plane: Any, folder: Path, secret: str) -> None:
-    """Write the Secret's files as kubelet does: a new folder, then one link swapped."""
-    data = control_plane.get(f"/api/v1/namespaces/{NAMESPACE}/secrets/{secret}")["data"]
-    version = folder / f"..{time.monotonic_ns()}"
-    version.mkdir(parents=True)
-    for name, content in data.items():
-        (version / name).write_bytes(base64.b64decode(content))
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(Path("..data") / name)
-    link = folder / "..new"
-    link.symlink_to(version.name)
-    link.replace(folder / "..data")
-
-
-@pytest.fixture(scope="module")
-def settings() -> CertificateSettings:
-    return CertificateSettings(
-        namespace=NAMESPACE, secret="dippm-webhook-tls", dns_names=("127.0.0.1",), configuration=CONFIGURATION
-    )
-
-
-@pytest.fixture(scope="module")
-def certificates(control_plane, tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("certificates")
-
-
-@pytest.fixture(scope="module")
-def webhook(control_plane, settings, certificates) -> Iterator[Webhook]:
-    """CRD and configurations installed, the certificate issued as the operator does it, the process ready."""
-    control_plane.install_crd(custom_resource_definition())
-    control_plane.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    port, health_port = free_port(), free_port()
-    made = list(configurations(port))
-    for path, body in made:
-        control_plane.create(path, body)
-    running = Webhook(
-        command=[
-            sys.executable,
-            "-m",
-            "dippm_operator.webhook.main",
-            f"--certificates={certificates}",
-            f"--webhook-configuration={CONFIGURATION}",
-            f"--kubeconfig={control_plane.kubeconfig}",
-            "--host=127.0.0.1",
-            f"--port={port}",
-            f"--health-port={health_port}",
-            "--drain-seconds=0.1",
-        ],
-        environment=os.environ
-        | {"PYTHONPATH": os.pathsep.join(str(REPOSITORY / half) for half in ("predictor", "operator"))},
-        port=port,
-        health_port=health_port,
-    )
-    asyncio.run(ensure(control_plane, settings))
-    mount(control_plane, certificates, settings.secret)
-    running.start()
-    yield running
-    if running.process is not None and running.process.poll() is None:
-        assert running.stop() == 0
-    for path, _ in made:
-        control_plane.delete(f"{path}/{CONFIGURATION}")
-
-
-async def ensure(control_plane: Any, settings: CertificateSettings, **options: Any) -> Any:
-    async with ApiClient(Connection.from_kubeconfig(control_plane.kubeconfig)) as api:
-        return await ensure_certificates(api, settings, **options)
-
-
-def inference_job(name: str = "resnet50", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "dippm.dev/v1alpha1",
-        "kind": "InferenceJob",
-        "metadata": {"name": name},
-        "spec": {
-            "model": {"uri": "https://models.example/resnet50.onnx"},
-            "batchSize": 32,
-            "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
-        }
-        | spec,
-    }
-
-
-def pod(job: str, **metadata: Any) -> dict[str, Any]:
-    """What the ReplicaSet controller would create for a Deployment whose template has the label."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"generateName": "web-5d8c7-", "labels": {"app": "web", JOB_LABEL: job}} | metadata,
-        "spec": {"containers": [{"name": "server", "image": "registry.example/server:1"}]},
-    }
-
-
-def jobs(namespace: str) -> str:
-    return f"/apis/dippm.dev/v1alpha1/namespaces/{namespace}/inferencejobs"
-
-
-def recommend(control_plane: Any, namespace: str, name: str, profile: str = "1g.5gb") -> None:
-    """Write the status as the operator would."""
-    control_plane.patch(
-        f"{jobs(namespace)}/{name}/status",
-        {
-            "status": {
-                "recommendation": {
-                    "profile": profile,
-                    "resource": f"nvidia.com/mig-{profile}",
-                    "reason": "FitsWithHeadroom",
-                }
-            }
-        },
-    )
 
 
 def test_a_labelled_pod_comes_up_with_its_slice(control_plane, namespace, webhook):
@@ -260,17 +45,6 @@ def test_a_labelled_pod_comes_up_with_its_slice(control_plane, namespace, webhoo
     assert twice["spec"]["containers"][0]["resources"] == container["resources"]
     assert twice["metadata"]["annotations"] == made["metadata"]["annotations"]
     assert not warnings
-
-
-def sized_soon(control_plane, namespace, job, **options):
-    """Create pods until one is sized: the watch brings the status within a moment, not at once."""
-    deadline = time.monotonic() + 10
-    while True:
-        made = control_plane.create(f"/api/v1/namespaces/{namespace}/pods", pod(job, **options))
-        if SIZING_ANNOTATION in made["metadata"].get("annotations", {}):
-            return made
-        assert time.monotonic() < deadline, made["metadata"]
-        time.sleep(0.1)
 
 
 def test_a_pod_before_the_prediction_is_let_through_with_a_warning(control_plane, namespace, webhook):
@@ -308,6 +82,111 @@ def test_deny_holds_a_pod_back_while_its_owner_is_young(control_plane, namespace
     webhook.wait(lambda: admitted(control_plane, namespace, pod("strict", ownerReferences=[owner])))
 
 
+def test_a_pod_joins_by_the_owner_of_its_owner(control_plane, namespace, webhook):
+    """A Deployment that nobody edited, in a namespace that asks for it."""
+    control_plane.create(jobs(namespace), inference_job("by-owner"))
+    recommend(control_plane, namespace, "by-owner", "2g.10gb")
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": pod("")["spec"]}
+    selector = {"matchLabels": {"app": "web"}}
+    deployment = control_plane.create(
+        f"/apis/apps/v1/namespaces/{namespace}/deployments",
+        {"metadata": {"name": "web"}, "spec": {"selector": selector, "template": template}},
+    )
+    replica_set = control_plane.create(
+        f"/apis/apps/v1/namespaces/{namespace}/replicasets",
+        {
+            "metadata": {"name": "web-5d8c7", "ownerReferences": [reference("Deployment", deployment)]},
+            "spec": {"selector": selector, "template": template},
+        },
+    )
+    owned = pod("") | {
+        "metadata": {
+            "generateName": "web-5d8c7-",
+            "labels": {"app": "web"},
+            "ownerReferences": [reference("ReplicaSet", replica_set)],
+        }
+    }
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    made = control_plane.create(pods, owned)
+    assert SIZING_ANNOTATION not in made["metadata"].get("annotations", {})  # the namespace did not ask for it
+    control_plane.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": {INJECTION_LABEL: "enabled"}}})
+    webhook.wait(lambda: SIZING_ANNOTATION in control_plane.create(pods, owned)["metadata"].get("annotations", {}))
+    made = control_plane.create(pods, owned)
+    assert made["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/mig-2g.10gb": "1"}
+    owned["metadata"]["labels"]["dippm.dev/inject"] = "false"
+    assert SIZING_ANNOTATION not in control_plane.create(pods, owned)["metadata"].get("annotations", {})
+
+
+def reference(kind: str, owner: dict[str, Any]) -> dict[str, Any]:
+    metadata = owner["metadata"]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+    }
+
+
+def test_a_quota_on_gpus_is_not_got_around(control_plane, namespace, webhook):
+    control_plane.create(
+        f"/api/v1/namespaces/{namespace}/resourcequotas",
+        {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "4"}}},
+    )
+    # Without a controller-manager nobody counts: the quota's own admission wants a status to count against.
+    status = {"status": {"hard": {"requests.nvidia.com/gpu": "4"}, "used": {"requests.nvidia.com/gpu": "0"}}}
+    control_plane.patch(f"/api/v1/namespaces/{namespace}/resourcequotas/gpus/status", status)
+    control_plane.create(jobs(namespace), inference_job("greedy", policy={"existingRequest": "Replace"}))
+    recommend(control_plane, namespace, "greedy")
+    asking = pod("greedy")
+    asking["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
+    webhook.wait(
+        lambda: "QuotaUncovered" in webhook.probe("metrics")[1] or not warned(control_plane, namespace, asking)
+    )
+    assert any("a ResourceQuota covers nvidia.com/gpu" in w for w in warned(control_plane, namespace, asking))
+
+
+def warned(control_plane, namespace, body) -> list[str]:
+    return control_plane.request("POST", f"/api/v1/namespaces/{namespace}/pods", body)[1]
+
+
+def test_a_secret_may_only_be_named_by_whoever_may_read_it(control_plane, namespace, webhook, tmp_path):
+    """A tenant who may write jobs but not read Secrets, and then one who may read this one."""
+    rules = [{"apiGroups": ["dippm.dev"], "resources": ["inferencejobs"], "verbs": ["create"]}]
+    role = f"{RBAC}/namespaces/{namespace}/roles"
+    control_plane.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "tenant"}})
+    control_plane.create(role, {"metadata": {"name": "tenant"}, "rules": rules})
+    binding = {
+        "metadata": {"name": "tenant"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "tenant"},
+        "subjects": [{"kind": "ServiceAccount", "name": "tenant", "namespace": namespace}],
+    }
+    control_plane.create(f"{RBAC}/namespaces/{namespace}/rolebindings", binding)
+    kubeconfig = control_plane.kubeconfig_of(namespace, "tenant", tmp_path / "tenant")
+    model = {"uri": "https://models.example/m.onnx", "secretRef": {"name": "models-reader"}}
+
+    async def create(name: str) -> None:
+        async with ApiClient(Connection.from_kubeconfig(kubeconfig)) as api:
+            await api.create(jobs(namespace), inference_job(name, model=model))
+
+    with pytest.raises(ApiFailure, match=f"{namespace}:tenant may not read Secret models-reader") as refused:
+        asyncio.run(create("first"))
+    assert refused.value.code == 403
+    reading = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["models-reader"], "verbs": ["get"]}
+    control_plane.patch(f"{role}/tenant", {"rules": [*rules, reading]})
+
+    def may_now() -> bool:
+        try:
+            asyncio.run(create("second"))
+        except ApiFailure as failure:
+            if failure.code == 403:
+                return False
+            raise
+        return True
+
+    webhook.wait(may_now)
+
+
 def admitted(control_plane, namespace, body):
     try:
         made = control_plane.create(f"/api/v1/namespaces/{namespace}/pods", body)
@@ -328,6 +207,12 @@ def admitted(control_plane, namespace, body):
             "spec.policy.allowedProfiles: A100-SXM4-40GB has no MIG profile '9g.90gb'",
         ),
         ({"model": {"uri": "s3://models/resnet50.onnx"}}, "spec.model.uri begins with s3:"),
+        ({"policy": {"onOutOfMemory": "Bump"}}, "spec.policy.onOutOfMemory: Bump is not served by this version yet"),
+        ({"policy": {"repair": "Evict"}}, "spec.policy.repair: Evict is not served by this version yet"),
+        (
+            {"generation": {"maxContextTokens": 4096, "maxNewTokens": 512}},
+            "spec.generation is not served by this version yet; give the sequence length in spec.model.inputs instead",
+        ),
     ],
 )
 def test_a_bad_job_is_refused_with_one_sentence(control_plane, namespace, webhook, spec, sentence):
@@ -348,47 +233,8 @@ def test_a_job_with_both_or_neither_workload_is_refused(control_plane, namespace
         assert refused.value.code == 422
 
 
-def test_the_certificate_is_rotated_while_pods_are_admitted(control_plane, namespace, webhook, settings, certificates):
-    """Pods are admitted all through a rotation: at no time does the API server refuse the webhook."""
-    control_plane.create(jobs(namespace), inference_job())
-    recommend(control_plane, namespace, "resnet50")
-    sized_soon(control_plane, namespace, "resnet50")
-    secret = f"/api/v1/namespaces/{NAMESPACE}/secrets/{settings.secret}"
-    old = control_plane.get(secret)["data"]
-    quick = replace(settings, publish_before=timedelta(seconds=2), retire_after=timedelta(seconds=8))
-    due = replace(quick, renew_before=timedelta(days=91))
-    steps: list[str] = []
-    for now_settings, seconds in ((due, 2.1), (quick, 8.1), (quick, 2.0)):
-        report = asyncio.run(ensure(control_plane, now_settings))
-        steps += [step.value for step in report.steps]
-        mount(control_plane, certificates, settings.secret)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            made = control_plane.create(f"/api/v1/namespaces/{namespace}/pods", pod("resnet50"))
-            assert SIZING_ANNOTATION in made["metadata"].get("annotations", {}), steps
-            time.sleep(0.2)
-    assert steps == ["Stage", "Publish", "MarkPublished", "Switch", "Retire", "Publish"]
-    new = control_plane.get(secret)["data"]
-    assert (new["tls.crt"] != old["tls.crt"], new["ca.crt"] != old["ca.crt"]) == (True, True)
-    served = ssl.get_server_certificate(("127.0.0.1", webhook.port))
-    assert served.strip() == base64.b64decode(new["tls.crt"]).decode().strip()
-    assert webhook.probe("readyz") == (200, "ok\n")
-
-
 def test_metrics_tell_what_was_answered(control_plane, namespace, webhook):
     control_plane.create(jobs(namespace), inference_job())
     _, text = webhook.probe("metrics")
     assert 'dippm_webhook_reviews_total{allowed="true",endpoint="validate",reason="Valid"}' in text
     assert 'dippm_webhook_step_seconds_bucket{endpoint="mutate",le="0.005",step="calculate"}' in text
-
-
-def test_pods_come_up_unsized_while_the_webhook_is_down(control_plane, namespace, webhook):
-    """Last: it stops the process, and starts it again."""
-    control_plane.create(jobs(namespace), inference_job())
-    recommend(control_plane, namespace, "resnet50")
-    sized_soon(control_plane, namespace, "resnet50")
-    assert webhook.stop() == 0
-    made = control_plane.create(f"/api/v1/namespaces/{namespace}/pods", pod("resnet50"))
-    assert SIZING_ANNOTATION not in made["metadata"].get("annotations", {})
-    webhook.start()
-    sized_soon(control_plane, namespace, "resnet50")

@@ -181,9 +181,11 @@ async def test_a_rotation_publishes_both_authorities_before_it_switches() -> Non
 
 async def test_the_report_says_when_something_is_due_next() -> None:
     cluster = Cluster()
-    assert (await ensure_certificates(cluster, SETTINGS, now=NOW)).again_in_seconds == 3600  # a bundle may be emptied
+    assert (await ensure_certificates(cluster, SETTINGS, now=NOW)).again_in_seconds == 300  # a bundle may be emptied
     due = NOW + SETTINGS.lifetime - SETTINGS.renew_before
-    assert (await ensure_certificates(cluster, SETTINGS, now=due)).again_in_seconds == 300
+    await ensure_certificates(cluster, SETTINGS, now=due)
+    later = due + timedelta(minutes=4)
+    assert (await ensure_certificates(cluster, SETTINGS, now=later)).again_in_seconds == 60
 
 
 async def test_a_configuration_that_comes_later_or_is_emptied_is_published_to() -> None:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tests.operator_predictions import prediction_of
 
 from dippm.case import Allocator, Case, Precision
-from dippm.errors import ManifestError
+from dippm.errors import ManifestError, UnknownDevice, UnknownProfile
 from dippm.profiles import size_order
 from dippm_operator.resource import InferenceJob, InferenceJobStatus, parse_inference_job
 from dippm_operator.resource.names import NO_PROFILE
 from dippm_operator.sizing.decision import case_of, decide, policy_of
-from dippm_operator.sizing.inventory import Inventory, inventory_of
+from dippm_operator.sizing.inventory import Inventory, declare, inventory_of
 from dippm_operator.sizing.job import job_name, render_job, template_digest
 from dippm_operator.sizing.workload import size_workload
 
@@ -228,3 +228,20 @@ def test_pod_template_of_any_workload_is_found(workload: dict[str, Any], path: t
         node = node[key]
     assert node["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/mig-1g.5gb": 1}
     assert size_workload({"kind": "ConfigMap", "data": {}}, sized(job())) is None
+
+
+def test_declared_profiles_are_awaited_and_come_after_what_is_there() -> None:
+    declared = declare("NVIDIA-A100-SXM4-40GB=2g.10gb,3g.20gb")
+    spec = job().spec
+    waiting = decide(prediction_of(1700), spec, Inventory(declared=declared))
+    assert (waiting.recommendation.profile, waiting.placeable.reason) == ("2g.10gb", "AwaitingScaleUp")
+    assert waiting.placeable.status is None
+    there = Inventory(inventory_of([node("7g.40gb")]).nodes, declared)
+    assert decide(prediction_of(1700), spec, there).recommendation.profile == "7g.40gb"
+    assert Inventory(declared=declared).usual_product() == A100
+
+
+@pytest.mark.parametrize("text", ["A30", "=1g.6gb", "A30=small", "A30=1c.2g.12gb"])
+def test_declaration_that_cannot_be_read_is_one_sentence(text: str) -> None:
+    with pytest.raises((UnknownDevice, UnknownProfile)):
+        declare(text)

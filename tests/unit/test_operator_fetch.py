@@ -153,6 +153,7 @@ async def test_unreachable_is_one_sentence_and_leaves_nothing(
             pass
     assert path.partition("?")[0] in str(caught.value)
     assert str(caught.value).endswith(".")
+    await fetcher.close()
     assert files_under(tmp_path) == []
 
 
@@ -280,4 +281,24 @@ async def test_new_upload_does_not_pull_the_old_one_from_under_a_reader(store: S
         async with fetcher.open(url) as new:
             assert old.path.read_bytes() == CONTENT
             assert new.path.read_bytes() == b"new"
+    await fetcher.close()
     assert not old.path.exists()
+
+
+async def test_copy_is_not_let_go_while_the_store_is_asked_whether_it_is_current(store: Store, tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path / "c", 6_000)
+    fetcher = Fetcher(cache, LIMITS)
+    urls = [store.url("/model.onnx") + f"?{i}" for i in range(2)]
+    async with fetcher.open(urls[0]):
+        pass
+
+    async def again() -> bytes:
+        async with fetcher.open(urls[0]) as artifact:
+            return artifact.path.read_bytes()
+
+    async def other() -> None:
+        async with fetcher.open(urls[1]):
+            pass
+
+    assert (await asyncio.gather(again(), other(), again()))[0] == CONTENT
+    await fetcher.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from dippm_operator.controller.handlers import kopf_settings
 from dippm_operator.controller.health import HealthServer, Heartbeat
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.settings import parse_settings
-from dippm_operator.controller.worker import PredictionWorker, PredictorStopped
+from dippm_operator.controller.worker import PredictionWorker, PredictorFault, PredictorStopped
 from dippm_operator.predict import Question
 from dippm_operator.resource import ModelFormat
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def question(batch: int) -> Question:
-    return Question(Path("m"), "file:m", ModelFormat.AUTO, None, (), Case(batch), Policy())
+    return Question(Path("m"), "file:m", ModelFormat.AUTO, (), Case(batch), Policy())
 
 
 def answer(asked: Question) -> Prediction:
@@ -39,6 +40,8 @@ def answer(asked: Question) -> Prediction:
         os._exit(9)
     if asked.case.batch == 4:
         time.sleep(60)
+    if asked.case.batch == 5:
+        raise KeyError("no such kind")
     return prediction_of(float(os.getpid()), case=asked.case)
 
 
@@ -50,6 +53,8 @@ async def test_predicting_process_answers_refuses_dies_and_comes_back() -> None:
         assert (await worker(question(1))).required_mib == first.required_mib, "the same one again"
         with pytest.raises(UnsupportedOperator, match=r"acme\.Magic"):
             await worker(question(2))
+        with pytest.raises(PredictorFault, match="KeyError: 'no such kind'"):
+            await worker(question(5))
         with pytest.raises(PredictorStopped, match="died on file:m"):
             await worker(question(3))
         assert (await worker(question(1))).required_mib != first.required_mib
@@ -90,20 +95,15 @@ async def test_health_and_metrics_answer_over_http(unused_tcp_port_factory: pyte
 
 
 def test_arguments_of_the_chart_are_understood() -> None:
-    helpers = (ROOT / "charts/dippm/templates/_helpers.tpl").read_text()
-    block = helpers.partition('{{- define "dippm.operatorArgs" -}}')[2].partition("\n{{- end }}\n\n")[0]
-    arguments = [line.strip()[2:] for line in block.splitlines() if line.strip().startswith("- --")]
-    assert len(arguments) > 8
-    values = {"certificates": "self", "log-level": "info", "max-artifact-bytes": "1"}
-    filled = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if "{{" in value:
-            value = values.get(flag.removeprefix("--"), "x")
-        filled.append(f"{flag}{equals}{value}")
+    template = (ROOT / "charts/dippm/templates/operator-deployment.yaml").read_text()
+    arguments = re.findall(r"^ +- (--[a-z-]+)=(.*)$", template, re.MULTILINE)
+    assert len(arguments) > 10
+    values = {"--certificates": "self", "--log-level": "info", "--declare": "A30=1g.6gb"}
+    values |= {"--max-artifact-bytes": "1", "--cache-bytes": "1"}
+    filled = [f"{flag}={values.get(flag) or value}" for flag, value in arguments]
     settings = parse_settings(filled)
     assert settings.health_port == 8080
-    assert settings.lease == "x"
+    assert settings.declared == (("A30", "nvidia.com/mig-1g.6gb"),)
 
 
 def test_loopback_is_off_limits_unless_asked_for() -> None:

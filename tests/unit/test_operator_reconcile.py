@@ -58,9 +58,9 @@ class World:
             server.resources[resource] = {}
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, version: str = "1+a") -> None:
         """A new process: nothing is remembered but what the API has."""
-        resolver = Resolver(self.fetcher, self.predict, self.metrics)
+        resolver = Resolver(self.fetcher, self.predict, self.metrics, predictor_version=version)
         workloads = Workloads(self.api, self.state, self.metrics)
         self.reconciler = Reconciler(
             self.api, self.state, resolver, workloads, default_device="A100-SXM4-40GB", identity="me",
@@ -368,3 +368,19 @@ async def test_metrics_count_jobs_by_readiness(world: World) -> None:
     await world.look()
     (family,) = JobsByReadiness(world.state).collect()
     assert [(s.labels, s.value) for s in family.samples] == [({"ready": "True", "reason": "JobMade"}, 1)]
+
+
+async def test_what_has_no_effect_yet_is_said_once(world: World) -> None:
+    world.create(policy={"onOutOfMemory": "Bump", "repair": "Evict"})
+    await world.look()
+    await world.look()
+    assert world.event_reasons().count("NotServedYet") == 2
+
+
+async def test_other_weights_are_another_answer(world: World) -> None:
+    world.create()
+    await world.look()
+    world.restart("1+b")
+    await world.look()
+    assert len(world.questions) == 2
+    assert world.status["prediction"]["predictorVersion"] == "1+b"

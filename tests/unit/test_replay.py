@@ -14,7 +14,7 @@ from dippm.case import Allocator, Mode, Runtime
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm.replay import Replay, levels, lifetimes, program, replay
 from dippm.replay.allocator import MIB
-from dippm.replay.caps import survives
+from dippm.replay.caps import reserved_under
 from dippm.replay.workspace import OTHER_CUBLAS_BYTES, cublas_bytes, workspace_bytes
 
 CASES = st.tuples(st.sampled_from([Runtime.EAGER, Runtime.GRAPH]), st.sampled_from(Allocator))
@@ -59,7 +59,8 @@ def test_a_workspace_counts_while_its_operator_runs() -> None:
 def test_a_matrix_product_leaves_the_cublas_workspace_of_its_device() -> None:
     without = replay(chain(16), runtime=Runtime.GRAPH, allocator=Allocator.DEFAULT, workspaces=(0,))
     with_hopper = replay(chain(16, kind="linear"), runtime=Runtime.GRAPH, allocator=Allocator.DEFAULT, workspaces=(0,))
-    assert with_hopper.allocated_bytes - without.allocated_bytes == cublas_bytes("H200") + MIB  # 33 MiB in 34
+    assert with_hopper.allocated_bytes - without.allocated_bytes == 33 * MIB
+    assert cublas_bytes("H200") == 33 * MIB
     assert cublas_bytes("A100-SXM4-40GB") == OTHER_CUBLAS_BYTES
 
 
@@ -73,10 +74,13 @@ def test_recorded_events_outrank_the_workspace() -> None:
 
 
 def test_a_cap_below_the_reserved_peak_can_be_enough() -> None:
-    """8 MiB are cached when 40 are asked for: under a cap they go back, once."""
+    """16 MiB are cached when 40 are asked for. Under a cap of 70 they go back, once; the next pass cuts its 16 MiB from
+    the cached 40, which are whole again when they are needed. Under a cap of 50 the 40 do not fit beside the 20."""
     steps = program(chain(16, 8, 40, 8), lifetimes(chain(16, 8, 40, 8), Runtime.GRAPH), (0,) * 4)
-    assert survives(steps, Allocator.DEFAULT, 84 * MIB, warm_passes=0)
-    assert not survives(steps, Allocator.DEFAULT, 50 * MIB)
+    assert reserved_under(steps, Allocator.DEFAULT, 76 * MIB, warm_passes=0) == 76 * MIB
+    assert reserved_under(steps, Allocator.DEFAULT, 70 * MIB, warm_passes=0) is None
+    assert reserved_under(steps, Allocator.DEFAULT, 70 * MIB) == 60 * MIB
+    assert reserved_under(steps, Allocator.DEFAULT, 50 * MIB) is None
 
 
 def test_one_workspace_for_each_operator_is_asked_for() -> None:
@@ -99,9 +103,9 @@ def test_2000_operators_take_less_than_200_ms() -> None:
     graph = chain(*([3, 17, 2, 30] * 500), kind="conv2d")
     best = 1e9
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         replay(graph, runtime=Runtime.EAGER, allocator=Allocator.DEFAULT, workspaces=(5 * MIB,) * 2000)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert best < 0.2
 
 
@@ -132,7 +136,9 @@ def test_the_smallest_cap_is_one_that_survives(graph: ModelGraph, case: tuple[Ru
     workspaces = (MIB,) * len(graph.operators)
     found = replay(graph, runtime=runtime, allocator=allocator, workspaces=workspaces, cublas_bytes=0)
     steps = program(graph, lifetimes(graph, runtime), workspaces)
-    assert survives(steps, allocator, found.min_cap_bytes)
+    reserved = reserved_under(steps, allocator, found.min_cap_bytes)
+    assert reserved is not None
+    assert reserved <= found.min_cap_bytes
 
 
 @given(model_graphs(), st.sampled_from(Allocator))

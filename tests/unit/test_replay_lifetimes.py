@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from tests.strategies import model_graphs
@@ -116,10 +118,20 @@ def test_views_and_dropout_in_evaluation_share_a_storage() -> None:
 
 
 def test_autograd_keeps_what_backward_reads() -> None:
+    """relu saves its result, a product of two weights' descendants both factors, an addition nothing."""
     model = graph(("conv2d", (0,), "", ""), ("relu", (1,), "", ""), ("add", (2, 2), "", ""), ("mean", (3,), "", ""))
-    lives = lifetimes(model, Runtime.EAGER, Mode.AUTOGRAD)
+    weights = replace(model, values=(replace(model.values[0], kind=ValueKind.PARAMETER), *model.values[1:]))
+    lives = lifetimes(weights, Runtime.EAGER, Mode.AUTOGRAD)
     assert set(lives.kept) == {2, 4}
     assert [v for freed in lives.freed for v in freed] == [1, 3]
+    assert set(lifetimes(model, Runtime.EAGER, Mode.AUTOGRAD).kept) == {4}, "nothing requires a gradient"
+
+
+def test_autograd_keeps_the_indices_of_a_pooling() -> None:
+    model = graph(("max_pool2d", (0,), "", ""), ("relu", (1,), "", ""))
+    weights = replace(model, values=(replace(model.values[0], kind=ValueKind.PARAMETER), *model.values[1:]))
+    assert lifetimes(weights, Runtime.EAGER, Mode.AUTOGRAD).extras == (8 * SPEC.numel, 0)
+    assert lifetimes(weights, Runtime.EAGER).extras == (0, 0)
 
 
 @given(model_graphs())
@@ -149,13 +161,21 @@ def test_eager_never_frees_earlier_than_a_graph(model: ModelGraph) -> None:
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("x = self.relu(self.bn(x))", Statement(("x",), frozenset({"x"}), "", frozenset({"relu", "bn"}), 0)),
-        ("q, k, v = qkv.unbind(0)", Statement(("q", "k", "v"), frozenset({"qkv"}), "", frozenset(), 1)),
-        ("x += shortcut", Statement(("x",), frozenset({"x", "shortcut"}), "", frozenset(), 1)),
-        ("outs.append(self.pool(x))", Statement((), frozenset({"x"}), "outs", frozenset({"pool"}), 1)),
-        ("return torch.cat(outs, 1)", Statement((), frozenset({"outs"}), "", frozenset(), 1)),
-        ("x = F.scaled_dot_product_attention(", Statement(("x",), frozenset(), "", frozenset(), 1)),
-        ("attn_mask=attn_mask, is_causal=is_causal)", Statement((), frozenset({"attn_mask", "is_causal"}))),
+        ("x = self.relu(self.bn(x))", Statement(("x",), frozenset({"x"}), methods=frozenset({"relu", "bn"}))),
+        ("q, k, v = qkv.unbind(0)", Statement(("q", "k", "v"), frozenset({"qkv"}), operations=1)),
+        ("q, k = p[0], p[1]", Statement(("q", "k"), frozenset({"p"}), unpacks=True)),
+        ("x += shortcut", Statement(("x",), frozenset({"x", "shortcut"}), operations=1)),
+        (
+            "outs.append(self.pool(x))",
+            Statement((), frozenset({"x"}), grows="outs", methods=frozenset({"pool"}), operations=1),
+        ),
+        ("return torch.cat(outs, 1)", Statement((), frozenset({"outs"}), operations=1)),
+        (
+            "x = up(x) + skips.pop()",
+            Statement(("x",), frozenset({"x"}), "", frozenset({"skips"}), callees=1, operations=3),
+        ),
+        ("x = F.scaled_dot_product_attention(", Statement(("x",), frozenset(), callees=1, operations=1)),
+        ("attn_mask=attn_mask, is_causal=True)", Statement((), frozenset({"attn_mask"}), callees=1)),
     ],
 )
 def test_what_a_line_binds_and_reads(code: str, expected: Statement) -> None:

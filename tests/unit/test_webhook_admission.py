@@ -15,12 +15,15 @@ from tests.strategies import inference_jobs, json_values, labelled_pods
 from tests.unit.webhook_stand_ins import answer_of
 
 from dippm.errors import ManifestError
+from dippm_operator.fetch.fetcher import LATER
 from dippm_operator.kube.api import ApiFailure
 from dippm_operator.resource import parse_inference_job
+from dippm_operator.resource.names import URI_SCHEMES
 from dippm_operator.webhook.admit import admit
 from dippm_operator.webhook.calculate import Facts, calculate_patches, needs_owner_age, needs_quota
 from dippm_operator.webhook.metrics import Metrics
 from dippm_operator.webhook.review import Answer, Review, read_review, write_review
+from dippm_operator.webhook.rules import FETCHED_SCHEMES
 from dippm_operator.webhook.unknown import age_seconds
 
 facts = st.builds(
@@ -98,9 +101,7 @@ def test_bytes_that_are_no_review_are_refused(body: bytes) -> None:
         read_review(body)
 
 
-@given(
-    st.dictionaries(st.sampled_from(["kind", "object", "oldObject", "userInfo", "namespace", "operation"]), json_values)
-)
+@given(st.dictionaries(st.sampled_from(["kind", "object", "oldObject", "userInfo", "operation"]), json_values))
 async def test_a_strange_request_is_let_through(request: dict[str, Any]) -> None:
     """Whatever stands in the fields of a review with a uid: an answer to that uid, and never a traceback."""
     review = review_of({}, **request)
@@ -133,7 +134,7 @@ async def test_a_fault_lets_the_pod_in_with_a_warning(fault: Exception | None) -
     (warning,) = response["warnings"]
     assert warning.startswith("dippm could not look at this Pod, which stays as it is")
     assert "boom" not in warning  # what went wrong is for the log
-    kind = "Timeout" if fault is None else "Fault"
+    kind = "Timeout" if fault is None else "ApiServer" if isinstance(fault, ApiFailure) else "Fault"
     assert metrics.registry.get_sample_value("dippm_webhook_faults_total", {"endpoint": "mutate", "fault": kind}) == 1
 
 
@@ -174,6 +175,21 @@ async def test_the_secret_is_checked_again_when_it_would_go_somewhere_else() -> 
     for new, allowed in ((elsewhere, False), (same_place, True)):
         review = review_of(new, "InferenceJob", operation="UPDATE", oldObject=old)
         assert (await answer_of(None, {}, review, readable=False))["allowed"] is allowed
+
+
+@pytest.mark.parametrize("namespace", ["..", "a/b", "", 7, None, "a%2Fb"])
+def test_a_namespace_that_would_lead_elsewhere_is_no_namespace(namespace: object) -> None:
+    with pytest.raises(ManifestError, match=r"request\.namespace"):
+        read_review(json.dumps(review_of({}, namespace=namespace)).encode())
+
+
+async def test_a_label_that_is_no_name_asks_for_nothing() -> None:
+    body = {"metadata": {"labels": {"dippm.dev/inference-job": "../secrets/x"}}}
+    assert (await answer_of(None, {}, review_of(body)))["auditAnnotations"] == {"reason": "NoSuchJob"}
+
+
+def test_schemes_that_are_refused_are_those_that_are_not_fetched() -> None:
+    assert set(FETCHED_SCHEMES) == set(URI_SCHEMES) - set(LATER)
 
 
 async def test_a_job_that_is_going_away_may_lose_its_finalizers() -> None:

@@ -127,7 +127,7 @@ async def until(condition: Any, seconds: float = 5.0) -> None:
 
 
 def profile_of(cache: JobCache, name: str) -> str | None:
-    entry = cache._jobs.get(("vision", name))
+    entry = cache._jobs.get("vision", {}).get(name)
     return entry.status.recommendation.profile if entry is not None and entry.status.recommendation else None  # type: ignore[union-attr]
 
 

@@ -1,11 +1,13 @@
 """Reviews and the answers to them, as files: `tests/golden/webhook/*.yaml`, each with what it shows in its first line.
 
 `stored` is the InferenceJob in the cache, `facts` what would have been looked up, `review` what the API server sends,
-`response` what it is answered (the patch decoded).
+`response` what it is answered (the patch decoded). When an answer is meant to change,
+`PYTHONPATH=predictor:operator python -m tests.unit.test_webhook_golden` writes the responses anew: read the difference.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from pathlib import Path
 from typing import Any
@@ -38,3 +40,16 @@ async def test_reinvocation_changes_nothing(path: Path) -> None:
     answer = await answer_of(case["stored"], case["facts"], again)
     assert "patch" not in answer
     assert answer["allowed"] == case["response"]["allowed"]
+
+
+def rewrite(path: Path) -> None:
+    """Write a file's response anew, its first line kept."""
+    text = path.read_text()
+    case = yaml.safe_load(text)
+    case["response"] = asyncio.run(answer_of(case["stored"], case["facts"], case["review"]))
+    path.write_text(text.partition("\n")[0] + "\n" + yaml.safe_dump(case, sort_keys=False, width=118))
+
+
+if __name__ == "__main__":
+    for golden in GOLDEN:
+        rewrite(golden)

@@ -27,6 +27,7 @@ from dippm_operator.webhook.review import Answer, Review
 from dippm_operator.webhook.server import add_probes, review_application
 from dippm_operator.webhook.settings import Settings, parse_settings
 
+STOPPING = web.AppKey("stopping", bool)
 HOST = "dippm-webhook.dippm-system.svc"
 REVIEW = {
     "apiVersion": "admission.k8s.io/v1",
@@ -80,7 +81,9 @@ async def answerer(review: Review) -> Answer:
 
 @pytest.fixture
 async def client() -> AsyncIterator[TestClient[web.Request, web.Application]]:
-    application = review_application({"mutate": answerer}, Settings(max_body_bytes=4096), Metrics())
+    application = review_application(
+        {"mutate": answerer}, Settings(max_body_bytes=4096), Metrics(), stopping=lambda: STOPPING in application
+    )
     async with TestClient(TestServer(application)) as running:
         yield running
 
@@ -94,6 +97,15 @@ async def test_a_review_is_answered(client: Any) -> None:
             "allowed": True,
             "auditAnnotations": {"reason": "Valid"},
         }
+
+
+async def test_connections_are_closed_while_it_is_stopping(client: Any) -> None:
+    """An API server that keeps its connection would find it dead at the next pod, which then comes up unsized."""
+    async with client.post("/mutate", json=REVIEW) as response:
+        assert "Connection" not in response.headers
+    client.app._state[STOPPING] = True  # a frozen application takes no new keys from outside
+    async with client.post("/mutate", json=REVIEW) as response:
+        assert (response.status, response.headers["Connection"]) == (200, "close")
 
 
 async def test_a_body_above_the_cap_is_not_read(client: Any) -> None:
@@ -224,6 +236,14 @@ def test_every_setting_is_an_option() -> None:
     assert set(settings_module._HELP) == set(Settings.__dataclass_fields__)
     with pytest.raises(SystemExit, match="2"):
         parse_settings(["--log-level=loud"])
+
+
+def test_every_metric_is_in_the_reference() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "reference" / "webhook.md").read_text()
+    families = [family.name for family in Metrics().registry.collect()]
+    assert len(families) > 5
+    for name in families:
+        assert f"| `{name}" in reference, name
 
 
 def test_it_cannot_start_without_a_cluster_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 KINDS = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
 MOST_STEPS = 8
 """Issue, publish, mark and a whole rotation without waiting are six; more means that somebody undoes them."""
-LONGEST_SLEEP_SECONDS = 3600.0
+LONGEST_SLEEP_SECONDS = 300.0
 """A caBundle that somebody emptied is put back within this time."""
+MISSING_SLEEP_SECONDS = 10.0
+"""The same for a configuration that does not exist yet."""
 
 
 class Api(Protocol):
@@ -85,11 +87,13 @@ async def ensure_certificates(
             )
         taken.append(step)
         logger.info("certificate of %s: %s", settings.dns_names[0], step.value)
+    missing = tuple(kind for kind, configuration in configurations.items() if configuration is None)
+    longest = MISSING_SLEEP_SECONDS if missing else LONGEST_SLEEP_SECONDS
     return CertificateReport(
         steps=tuple(taken),
         expires=state.serving.expires() if state.serving is not None else None,
-        missing=tuple(kind for kind, configuration in configurations.items() if configuration is None),
-        again_in_seconds=min(max(until_next(state, now, settings).total_seconds(), 1.0), LONGEST_SLEEP_SECONDS),
+        missing=missing,
+        again_in_seconds=min(max(until_next(state, now, settings).total_seconds(), 1.0), longest),
     )
 
 

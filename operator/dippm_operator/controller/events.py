@@ -19,9 +19,9 @@ from dippm_operator.resource.names import API_VERSION, KIND
 logger = logging.getLogger(__name__)
 COMPONENT = "dippm-operator"
 
-_NEWS = frozenset({ConditionType.RESOLVED, ConditionType.PREDICTED, ConditionType.PLACEABLE, ConditionType.STALE})
+_BAD_WHEN_TRUE = frozenset({ConditionType.OUT_OF_MEMORY, ConditionType.STALE})
+_NEWS = _BAD_WHEN_TRUE | {ConditionType.RESOLVED, ConditionType.PREDICTED, ConditionType.PLACEABLE}
 """Ready repeats one of these, or what the Job's own event says."""
-_BAD_WHEN_TRUE = frozenset({ConditionType.STALE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,12 @@ def register(registry: kopf.OperatorRegistry, state: ClusterState, queue: WorkQu
         if state.inference_job(key) is not None:
             queue.add(key)
 
+    @kopf.on.event("", "v1", "pods", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
+    async def pod(event: Mapping[str, Any], **_: Any) -> None:
+        key = state.see_pod(event["type"], event["object"])
+        if key is not None and state.inference_job(key) is not None:
+            queue.add(key)
+
     @kopf.on.event("", "v1", "nodes", registry=registry)
     async def node(event: Mapping[str, Any], **_: Any) -> None:
         if state.see_node(event["type"], event["object"]):
@@ -55,6 +61,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.label_selectors["batch", "v1", "jobs"] = JOB_LABEL
+    settings.watching.label_selectors["", "v1", "pods"] = JOB_LABEL
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.persistence.finalizer = f"{GROUP}/operator"

@@ -21,7 +21,11 @@ LOST = 1
 
 def main(arguments: Sequence[str] | None = None, *, predictor: Predictor = ask) -> int:
     """Run the operator; 0 when told to stop, 1 when the Lease was lost, 2 on settings that cannot be."""
-    settings = parse_settings(arguments)
+    try:
+        settings = parse_settings(arguments)
+    except DippmError as error:
+        print(f"dippm-operator: {error}", file=sys.stderr)
+        return BAD_INPUT
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

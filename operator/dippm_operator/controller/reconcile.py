@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dippm.errors import ManifestError
-from dippm_operator.controller import events
+from dippm_operator.controller import events, pods, waiting
 from dippm_operator.controller.conditions import ready, verdict_of, with_verdicts
 from dippm_operator.controller.resolve import Resolver
 from dippm_operator.controller.state import Body, ClusterState, Key
@@ -21,6 +21,7 @@ from dippm_operator.resource import (
     parse_inference_job,
 )
 from dippm_operator.resource.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from dippm_operator.resource.served import not_served
 from dippm_operator.sizing.decision import Verdict, recommend
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Reconciler:
         1. The object as last seen; one that is being deleted needs nothing (its Job goes with it).
         2. Artifact and prediction, when they are due.
         3. The slice, anew at every look, because nodes come and go.
-        4. The workload.
+        4. The workload, and what its pods say.
         5. Conditions; status and Events where something changed.
         """
         body = self._state.inference_job(key)  # 1
@@ -87,20 +88,26 @@ class Reconciler:
                 "recommendation": recommendation,
             }
         )
-        outcome = await self._workloads.ensure(  # 4
-            job.model_copy(update={"status": status}), predicted=resolution.predicted, placeable=placeable
-        )
+        current, seen = job.model_copy(update={"status": status}), self._state.pods(key)
+        outcome = await self._workloads.ensure(current, predicted=resolution.predicted, placeable=placeable)  # 4
+        workload = pods.missized(current, seen) or outcome.verdict
         verdicts = {  # 5
             ConditionType.RESOLVED: resolution.resolved,
             ConditionType.PREDICTED: resolution.predicted,
             ConditionType.PLACEABLE: placeable,
-            ConditionType.READY: ready(resolution.resolved, resolution.predicted, placeable, outcome.verdict),
+            ConditionType.READY: ready(resolution.resolved, resolution.predicted, placeable, workload),
+            ConditionType.OUT_OF_MEMORY: pods.out_of_memory(current, seen),
             ConditionType.STALE: outcome.stale,
         }
         conditions = with_verdicts(job.status.conditions, verdicts, generation=job.metadata.generation, now=now)
         status = status.model_copy(update={"workload": outcome.workload, "conditions": conditions})
         news = outcome.news + events.changes(job.status.conditions, conditions)
+        if job.status.observed_generation != job.metadata.generation:
+            news += [events.News(True, "NotServedYet", sentence) for sentence in not_served(job.spec)]
         await self._write(body, job.status, status)
+        if waiting.just_predicted(job, now_fits=recommendation is not None and recommendation.fits):
+            woken = await waiting.wake(self._api, job, now)
+            news += [events.News(False, "RetryAsked", f"ReplicaSet {name} may make its pods now.") for name in woken]
         await events.post(self._api, job, news, instance=self._identity, now=now)
         return max((resolution.next_look - now).total_seconds(), 1.0)
 

@@ -10,11 +10,10 @@ from datetime import datetime, timedelta
 from dippm.errors import ArtifactError, ArtifactUnreachable, DippmError, ModelFormatError, UnknownDevice
 from dippm.prediction import Prediction
 from dippm.profiles import resolve_device
-from dippm.version import VERSION
 from dippm_operator.controller.conditions import timestamp, verdict_of
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.worker import PredictorStopped
-from dippm_operator.fetch import Fetched, Fetcher
+from dippm_operator.fetch import Fetched, Fetcher, shown
 from dippm_operator.predict import Question, question_for
 from dippm_operator.resource import ConditionType, InferenceJob, InferenceJobStatus, ModelStatus
 from dippm_operator.sizing.decision import Verdict, case_of, decide, policy_of
@@ -52,7 +51,10 @@ class _Attempt:
 class Resolver:
     """Fetches and predicts when it is due, and keeps the last good answer when it fails."""
 
-    def __init__(self, fetcher: Fetcher, predictor: AsyncPredictor, metrics: Metrics) -> None:
+    def __init__(
+        self, fetcher: Fetcher, predictor: AsyncPredictor, metrics: Metrics, *, predictor_version: str
+    ) -> None:
+        self._version = predictor_version
         self._fetcher = fetcher
         self._predictor = predictor
         self._metrics = metrics
@@ -70,7 +72,7 @@ class Resolver:
             device = device if known is not None else resolve_device(device).product
         except UnknownDevice as error:
             return _failed(job, job.status, error, now + _interval(job))
-        attempt = self._attempts.get(uid) or _from_status(job)
+        attempt = self._attempts.get(uid) or self._from_status(job)
         same = attempt is not None and (attempt.generation, attempt.device) == (generation, device)
         if attempt is not None and same and now < attempt.resolution.next_look:
             self._attempts[uid] = attempt
@@ -101,8 +103,8 @@ class Resolver:
         next_look = now + _interval(job)
         async with self._fetcher.open(model.uri, digest=model.digest) as artifact:
             self._metrics.fetched_bytes.inc(artifact.fetched_bytes)
-            resolved = Verdict(True, "ArtifactResolved", f"{model.uri} has {artifact.size_bytes} bytes.")
-            if answer.model is not None and _is_current(job, answer, device, artifact):
+            resolved = Verdict(True, "ArtifactResolved", f"{shown(model.uri)} has {artifact.size_bytes} bytes.")
+            if answer.model is not None and self._is_current(job, answer, device, artifact):
                 model_status = answer.model.model_copy(update={"resolved_at": timestamp(now)})
                 answer = answer.model_copy(update={"model": model_status})
                 return Resolution(answer, resolved, _predicted(answer), next_look)
@@ -115,46 +117,44 @@ class Resolver:
         decision = decide(prediction, job.spec, inventory)
         answer = InferenceJobStatus(
             model=_model_status(artifact, prediction, now),
-            prediction=decision.prediction,
+            prediction=decision.prediction.model_copy(update={"predictor_version": self._version}),
             candidates=decision.candidates,
             recommendation=decision.recommendation,
         )
         return Resolution(answer, resolved, _predicted(answer), next_look)
 
+    def _from_status(self, job: InferenceJob) -> _Attempt | None:
+        """What an earlier process did, as far as the status tells; None when it has to be done now."""
+        status = job.status
+        if status.model is None or status.prediction is None or status.model.resolved_at is None:
+            return None
+        predicted = verdict_of(status.condition(ConditionType.PREDICTED))
+        if predicted.status is not True or status.prediction.predictor_version != self._version:
+            return None
+        next_look = datetime.fromisoformat(status.model.resolved_at) + _interval(job)
+        resolved = verdict_of(status.condition(ConditionType.RESOLVED))
+        resolution = Resolution(status, resolved, predicted, next_look)
+        return _Attempt(status.observed_generation, status.prediction.device, resolution, 0)
+
+    def _is_current(self, job: InferenceJob, answer: InferenceJobStatus, device: str, artifact: Fetched) -> bool:
+        """Whether the answer in the status is to this very question about this very artifact."""
+        model, needs, status = answer.model, answer.prediction, job.status
+        if model is None or needs is None or status.observed_generation != job.metadata.generation:
+            return False
+        same_artifact = (
+            artifact.content_digest == model.content_digest
+            if artifact.content_digest and model.content_digest
+            else bool(artifact.etag) and artifact.etag == model.etag
+        )
+        return (
+            same_artifact
+            and verdict_of(status.condition(ConditionType.PREDICTED)).status is True
+            and (needs.predictor_version, needs.device) == (self._version, device)
+        )
+
 
 def _interval(job: InferenceJob) -> timedelta:
     return timedelta(minutes=job.spec.model.resolve_interval_minutes)
-
-
-def _from_status(job: InferenceJob) -> _Attempt | None:
-    """What an earlier process did, as far as the status tells; None when it has to be done now."""
-    status = job.status
-    if status.model is None or status.prediction is None or status.model.resolved_at is None:
-        return None
-    predicted = verdict_of(status.condition(ConditionType.PREDICTED))
-    if predicted.status is not True or status.prediction.predictor_version != VERSION:
-        return None
-    next_look = datetime.fromisoformat(status.model.resolved_at) + _interval(job)
-    resolved = verdict_of(status.condition(ConditionType.RESOLVED))
-    resolution = Resolution(status, resolved, predicted, next_look)
-    return _Attempt(status.observed_generation, status.prediction.device, resolution, 0)
-
-
-def _is_current(job: InferenceJob, answer: InferenceJobStatus, device: str, artifact: Fetched) -> bool:
-    """Whether the answer in the status is to this very question about this very artifact."""
-    model, needs, status = answer.model, answer.prediction, job.status
-    if model is None or needs is None or status.observed_generation != job.metadata.generation:
-        return False
-    same_artifact = (
-        artifact.content_digest == model.content_digest
-        if artifact.content_digest and model.content_digest
-        else bool(artifact.etag) and artifact.etag == model.etag
-    )
-    return (
-        same_artifact
-        and verdict_of(status.condition(ConditionType.PREDICTED)).status is True
-        and (needs.predictor_version, needs.device) == (VERSION, device)
-    )
 
 
 def _model_status(artifact: Fetched, prediction: Prediction, now: datetime) -> ModelStatus:
@@ -182,11 +182,11 @@ def _predicted(status: InferenceJobStatus) -> Verdict:
 
 def _failed(job: InferenceJob, answer: InferenceJobStatus, error: DippmError, next_look: datetime) -> Resolution:
     """The last good answer stays in force; the condition says what went wrong."""
-    message = str(error)
+    message = str(error).rstrip(".") + "."
     if (good := answer.recommendation) is not None and good.fits:
         message = f"{message} The last good recommendation, {good.profile}, stays in force."
     failure = Verdict(False, error.reason, message)
     if isinstance(error, ArtifactError | ModelFormatError):
         return Resolution(answer, failure, failure, next_look)
-    fetched = Verdict(True, "ArtifactResolved", f"{job.spec.model.uri} was fetched.")
+    fetched = Verdict(True, "ArtifactResolved", f"{shown(job.spec.model.uri)} was fetched.")
     return Resolution(answer, fetched, failure, next_look)

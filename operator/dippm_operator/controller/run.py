@@ -24,6 +24,7 @@ from dippm_operator.controller.state import ClusterState, Key
 from dippm_operator.controller.workload import Workloads
 from dippm_operator.fetch import ArtifactCache, Fetcher
 from dippm_operator.kube import ApiClient, ApiFailure, Connection
+from dippm_operator.predict import predictor_version
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ CERTIFICATE_RETRY_SECONDS = 15.0
 
 async def run(settings: Settings, predictor: AsyncPredictor) -> None:
     """Run until told to stop. Raises LeaseLost when another may be active: the process must end then."""
-    metrics, state = Metrics(), ClusterState()
+    metrics, state = Metrics(), ClusterState(settings.declared)
     metrics.registry.register(JobsByReadiness(state))
     heartbeat = Heartbeat(limit_seconds=settings.prediction_seconds + settings.fetch.total_seconds + 60)
     health = HealthServer(
@@ -66,8 +67,10 @@ async def _lead(
     stop: asyncio.Event,
 ) -> None:
     queue: WorkQueue[Key] = WorkQueue()
-    fetcher = Fetcher(ArtifactCache(settings.cache, settings.cache_bytes), settings.fetch)
-    resolver = Resolver(fetcher, predictor, metrics)
+    cache = await asyncio.to_thread(ArtifactCache, settings.cache, settings.cache_bytes)
+    fetcher = Fetcher(cache, settings.fetch)
+    version = await asyncio.to_thread(predictor_version)
+    resolver = Resolver(fetcher, predictor, metrics, predictor_version=version)
     reconciler = Reconciler(
         api,
         state,

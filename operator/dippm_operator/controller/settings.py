@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dippm_operator.fetch import LINK_LOCAL, LOOPBACK, FetchLimits
+from dippm_operator.sizing.inventory import declare
 
 GIB = 1024**3
 
@@ -28,6 +29,8 @@ class Settings:
     """Namespaces whose InferenceJobs are served; none: all."""
     default_device: str
     """Device of jobs that name none, where no node's labels say one."""
+    declared: tuple[tuple[str, str], ...]
+    """(product, resource) that node groups scaled to zero will have."""
     cache: Path
     """Folder for artifacts; emptied at the start."""
     cache_bytes: int
@@ -49,7 +52,10 @@ class Settings:
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Parse the command line; exits with a usage message and code 2 on a bad one."""
+    """Parse the command line; exits with a usage message and code 2 on a bad one.
+
+    Raises UnknownProfile, UnknownDevice for a --declare that cannot be read.
+    """
     parser = argparse.ArgumentParser(
         prog="dippm-operator",
         description="Watches InferenceJobs, predicts what they need, and makes their Jobs.",
@@ -61,9 +67,15 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     add("--identity", default=os.environ.get("POD_NAME") or socket.gethostname(), help="who holds it (%(default)s)")
     add("--watch-namespace", action="append", default=[], metavar="NAME", help="serve these only (default: all)")
     add("--default-device", default="A100-SXM4-40GB", help="where neither job nor nodes name one (%(default)s)")
+    add("--declare", action="append", default=[], metavar="PRODUCT=PROFILE,...", help="what scaled-down groups have")
     add("--cache", type=Path, default=Path("/var/cache/dippm"), help="folder for artifacts (%(default)s)")
     add("--cache-bytes", type=int, default=8 * GIB, help="what is kept there at most (%(default)s)")
-    add("--max-artifact-bytes", type=int, default=20 * GIB, help="largest artifact (%(default)s)")
+    add(
+        "--max-artifact-bytes",
+        type=int,
+        default=20 * GIB,
+        help="largest artifact; never more than --cache-bytes (%(default)s)",
+    )
     add("--file-root", type=Path, action="append", default=[], help="folder that file: URIs may name (default: none)")
     add("--allow-loopback", action="store_true", help="fetch from this host's own addresses too: for trying out")
     add("--prediction-seconds", type=float, default=600.0, help="longest wait for one prediction (%(default)s)")
@@ -83,10 +95,11 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         identity=given.identity,
         watch_namespaces=tuple(given.watch_namespace),
         default_device=given.default_device,
+        declared=tuple(pair for text in given.declare for pair in declare(text)),
         cache=given.cache,
         cache_bytes=given.cache_bytes,
         fetch=FetchLimits(
-            max_bytes=given.max_artifact_bytes,
+            max_bytes=min(given.max_artifact_bytes, given.cache_bytes),
             blocked_networks=LINK_LOCAL if given.allow_loopback else (*LINK_LOCAL, *LOOPBACK),
             file_roots=tuple(given.file_root),
         ),

@@ -20,6 +20,12 @@ class PredictorStopped(DippmError):
     reason = "PredictorStopped"
 
 
+class PredictorFault(DippmError):
+    """The predictor met a fault of its own."""
+
+    reason = "PredictorFault"
+
+
 class PredictionWorker:
     """Asks a predictor in one child process, one question at a time."""
 
@@ -30,7 +36,7 @@ class PredictionWorker:
         self._turn = asyncio.Lock()
 
     async def __call__(self, question: Question) -> Prediction:
-        """The answer. Raises DippmError: the predictor's own, or PredictorStopped."""
+        """The answer. Raises DippmError: the predictor's own, PredictorStopped or PredictorFault."""
         async with self._turn:
             if self._pool is None:
                 # spawn: a fork of a process with threads and an event loop may hang.
@@ -38,6 +44,8 @@ class PredictionWorker:
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._predictor, question)
             try:
                 return await asyncio.wait_for(future, self._limit_seconds)
+            except DippmError:
+                raise
             except TimeoutError:
                 self.close()
                 raise PredictorStopped(
@@ -49,6 +57,12 @@ class PredictionWorker:
                     f"the predicting process died on {question.uri}, most likely for want of memory; "
                     "raise operator.resources.limits.memory of the chart."
                 ) from None
+            except Exception as error:  # whatever a strange model trips over must end as a condition that says so
+                logger.exception("a fault of the predictor on %s", question.uri)
+                raise PredictorFault(
+                    f"{question.uri}: the predictor met a fault of its own ({type(error).__name__}: {error}); "
+                    "please report it with the model's architecture."
+                ) from error
 
     def close(self) -> None:
         """End the child process; a question under way is not waited for."""

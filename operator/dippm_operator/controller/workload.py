@@ -71,8 +71,10 @@ class Workloads:
             reference = (body.get("spec") or {}).get("targetRef")
             if namespace != job.metadata.namespace or name == job.metadata.name or not reference or target is None:
                 continue
-            same = reference == target.model_dump(by_alias=True)
-            if same and (body["metadata"].get("creationTimestamp", ""), name) < mine:
+            if (
+                _claim(reference) == _claim(target.model_dump(by_alias=True))
+                and (body["metadata"].get("creationTimestamp", ""), name) < mine
+            ):
                 return name
         return None
 
@@ -128,6 +130,11 @@ class Workloads:
         if existing is None:  # it went in between: the next look makes it
             return Outcome(previous, Verdict(None, "Waiting", f"Job {name} is about to be made."))
         return _told(job, existing)
+
+
+def _claim(reference: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Group, kind and name: the same workload by whatever version of its API."""
+    return str(reference.get("apiVersion")).partition("/")[0], str(reference.get("kind")), str(reference.get("name"))
 
 
 def _jobs(job: InferenceJob) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -35,8 +36,13 @@ class ArtifactCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="artifact-removal")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+
+    def close(self) -> None:
+        """Wait until what was let go is gone."""
+        self._remover.shutdown()
 
     @property
     def held_bytes(self) -> int:
@@ -61,12 +67,16 @@ class ArtifactCache:
         """Keep an artifact, and let others go until all are within the limit."""
         if (old := self._entries.pop(uri, None)) is not None:
             self._drop(old)
+        self.make_room(entry.size_bytes)
         self._entries[uri] = entry
-        for other in list(self._entries):
-            if self.held_bytes <= self._max_bytes:
+
+    def make_room(self, size_bytes: int) -> None:
+        """Let the least recently used go until so many bytes more are within the limit."""
+        for uri in list(self._entries):
+            if self.held_bytes + size_bytes <= self._max_bytes:
                 break
-            if other != uri and self._entries[other].pins == 0:
-                self._drop(self._entries.pop(other))
+            if self._entries[uri].pins == 0:
+                self._drop(self._entries.pop(uri))
 
     def release(self, entry: Entry) -> None:
         """One reader less."""
@@ -74,8 +84,11 @@ class ArtifactCache:
         if entry.dropped:
             self._drop(entry)
 
-    @staticmethod
-    def _drop(entry: Entry) -> None:
+    def remove(self, path: Path) -> None:
+        """Delete a file that `new_path` named; in a thread, because to unlink gigabytes takes a while."""
+        self._remover.submit(shutil.rmtree, path.parent, ignore_errors=True)
+
+    def _drop(self, entry: Entry) -> None:
         entry.dropped = True
         if entry.pins == 0:
-            shutil.rmtree(entry.path.parent, ignore_errors=True)
+            self.remove(entry.path)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -34,9 +34,10 @@ class Fetcher:
         self._serial = itertools.count()
 
     async def close(self) -> None:
-        """Close connections."""
+        """Close connections, and wait until what was let go is gone from the disk."""
         if self._session is not None:
             await self._session.close()
+        await asyncio.to_thread(self._cache.close)
 
     @asynccontextmanager
     async def open(self, uri: str, *, digest: str | None = None) -> AsyncIterator[Fetched]:
@@ -50,14 +51,13 @@ class Fetcher:
             return
         if scheme in LATER:
             raise ArtifactUnreachable(
-                f"{uri}: {scheme}:// comes in a later version; this one fetches https://, http:// and file: URIs."
+                f"{shown(uri)}: {scheme}:// comes in a later version; this one fetches https://, http:// and file:."
             )
         if scheme not in ("http", "https"):
             raise ArtifactUnreachable(f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, http:// or file:.")
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
-            entry, fetched_bytes = await self._current(uri)
-            entry.pins += 1
+            entry, fetched_bytes = await self._pinned(uri)
         try:
             if digest is not None:
                 check_digest(shown(uri), entry.content_digest, digest)
@@ -65,25 +65,33 @@ class Fetcher:
         finally:
             self._cache.release(entry)
 
-    async def _current(self, uri: str) -> tuple[Entry, int]:
-        """The entry with the store's present content, and the bytes that had to be fetched for it."""
+    async def _pinned(self, uri: str) -> tuple[Entry, int]:
+        """The entry with the store's present content, pinned, and the bytes that had to be fetched for it."""
         if self._session is None:
             self._session = client(self._limits)
-        entry = self._cache.get(uri)
-        known: dict[str, str] = {}
-        if entry is not None and entry.etag:
-            known["If-None-Match"] = entry.etag
-        elif entry is not None and entry.last_modified:
-            known["If-Modified-Since"] = entry.last_modified
+        known = self._cache.get(uri)
+        conditions: dict[str, str] = {}
+        if known is not None:
+            known.pins += 1  # others may need its room while the store thinks about it
+            if known.etag:
+                conditions["If-None-Match"] = known.etag
+            elif known.last_modified:
+                conditions["If-Modified-Since"] = known.last_modified
         path = self._cache.new_path(uri, str(next(self._serial)))
+        kept: Path | None = None
         try:
-            answer = await download(self._session, uri, path, limits=self._limits, known=known)
-        except BaseException:
-            shutil.rmtree(path.parent, ignore_errors=True)  # nothing half-read stays, whatever stopped it
-            raise
-        if answer.not_modified and entry is not None:
-            shutil.rmtree(path.parent, ignore_errors=True)
-            return entry, 0
-        entry = Entry(path, answer.size_bytes, answer.etag, answer.last_modified, answer.content_digest)
-        self._cache.put(uri, entry)
-        return entry, answer.size_bytes
+            answer = await download(
+                self._session, uri, path, limits=self._limits, known=conditions, make_room=self._cache.make_room
+            )
+            if answer.not_modified and known is not None:
+                known.pins += 1
+                return known, 0
+            entry = Entry(path, answer.size_bytes, answer.etag, answer.last_modified, answer.content_digest, pins=1)
+            self._cache.put(uri, entry)
+            kept = path
+            return entry, answer.size_bytes
+        finally:
+            if known is not None:
+                self._cache.release(known)
+            if kept is None:
+                self._cache.remove(path)  # nothing half-read stays, whatever stopped it

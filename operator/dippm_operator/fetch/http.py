@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -48,9 +48,18 @@ def shown(uri: str) -> str:
 
 
 async def download(
-    session: aiohttp.ClientSession, uri: str, path: Path, *, limits: FetchLimits, known: Mapping[str, str]
+    session: aiohttp.ClientSession,
+    uri: str,
+    path: Path,
+    *,
+    limits: FetchLimits,
+    known: Mapping[str, str],
+    make_room: Callable[[int], None],
 ) -> Download:
-    """GET a URI into a file. `known` are conditional headers (`If-None-Match`) of the copy that is there already.
+    """GET a URI into a file.
+
+    `known` are conditional headers (`If-None-Match`) of the copy that is there already; `make_room` is told the size
+    before anything is written, where the server says it.
 
     Raises ArtifactUnreachable, ArtifactTooLarge.
     """
@@ -68,7 +77,7 @@ async def download(
                     raise ArtifactUnreachable(
                         f"{shown(url)} answered {response.status} {response.reason}; check spec.model.uri."
                     )
-                return await _save(response, uri, path, limits)
+                return await _save(response, uri, path, limits, make_room)
     except AddressBlocked as error:
         raise ArtifactUnreachable(f"{shown(uri)}: {error}; use another host.") from None
     except TimeoutError:
@@ -93,24 +102,33 @@ def _next_hop(uri: str, url: str, location: str) -> str:
     return target
 
 
-async def _save(response: aiohttp.ClientResponse, uri: str, path: Path, limits: FetchLimits) -> Download:
+async def _save(
+    response: aiohttp.ClientResponse, uri: str, path: Path, limits: FetchLimits, make_room: Callable[[int], None]
+) -> Download:
     declared = response.content_length
     if declared is not None and declared > limits.max_bytes:
         raise ArtifactTooLarge(f"{shown(uri)} has {declared} bytes; at most {limits.max_bytes} are read.")
     state, size = hashlib.sha256(), 0
 
+    if declared is not None:
+        make_room(declared)
     with path.open("wb") as stream:
 
         def write(chunk: bytes) -> None:
             state.update(chunk)
-            stream.write(chunk)
+            try:
+                stream.write(chunk)
+                stream.flush()  # what does not fit shows here, where it can be told
+            except OSError as error:
+                raise ArtifactTooLarge(
+                    f"{shown(uri)} cannot be stored ({error.strerror}); give the cache more space."
+                ) from None
 
         async for chunk in response.content.iter_chunked(_CHUNK):
             size += len(chunk)
             if size > limits.max_bytes:
                 raise ArtifactTooLarge(f"{shown(uri)} has more than {limits.max_bytes} bytes, which is the limit.")
             await asyncio.to_thread(write, chunk)  # hashing and a slow disk would hold the loop
-        await asyncio.to_thread(stream.flush)
     return Download(
         not_modified=False,
         etag=response.headers.get("ETag", ""),

@@ -22,6 +22,8 @@ RUN_ANNOTATION = "dippm.dev/run"
 """On a Job: the `spec.runID` that it was made for."""
 TEMPLATE_ANNOTATION = "dippm.dev/template-digest"
 """On a Job: digest of what it was rendered from, to tell a stale one."""
+PREDICTED_ANNOTATION = "dippm.dev/predicted-at"
+"""On a ReplicaSet whose pods waited for the prediction: set so that it tries again at once."""
 DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
 
 NAME_LIMIT = 52

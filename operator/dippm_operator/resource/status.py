@@ -26,6 +26,8 @@ class ConditionType(StrEnum):
     """A profile fits, and a node offers it."""
     READY = "Ready"
     """All of the above, and the workload carries the size."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    """A pod with the slice that was recommended ran out of its memory."""
     STALE = "Stale"
     """The Job that exists was made from another spec; a changed runID runs it again."""
 
@@ -34,7 +36,7 @@ class Condition(Part):
     """A metav1.Condition."""
 
     type: Annotated[str, Field(max_length=316)]
-    """Resolved, Predicted, Placeable, Ready, Stale."""
+    """Resolved, Predicted, Placeable, Ready, OutOfMemory, Stale."""
     status: Annotated[str, Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})]
     """True, False or Unknown."""
     observed_generation: Annotated[Int, Field(ge=0, json_schema_extra=LONG)] = 0
@@ -156,7 +158,7 @@ class InferenceJobStatus(Part):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Resolved, Predicted, Placeable, Ready, Stale."""
+    """Resolved, Predicted, Placeable, Ready, OutOfMemory, Stale."""
     model: ModelStatus | None = None
     """The artifact that the prediction was made from."""
     prediction: PredictionStatus | None = None

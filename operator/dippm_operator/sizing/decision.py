@@ -82,14 +82,17 @@ def recommend(
     """The slice, and whether it can be placed; again at every look, because nodes come and go.
 
     1. Among the profiles that nodes offer now, the smallest that the policy accepts.
-    2. If none of those will do, the smallest of the device: somebody may make it, or a node may come with it.
-    3. If none of the device will do, none: recommendation `None`, Placeable=False.
+    2. If none of those will do, among those that are declared to come when they are needed.
+    3. If none of those, the smallest of the device: somebody may make it.
+    4. If none of the device will do, none: recommendation `None`, Placeable=False.
     """
     policy, device = policy_of(spec), needs.device
     offered = [c for c in candidates if inventory.offers(device, resource_name(c.profile))]
-    choice = choose(offered, policy)
-    if choice.candidate is None:
-        choice = choose(candidates, policy)
+    expected = [c for c in candidates if inventory.expects(device, resource_name(c.profile))]
+    for among in (offered, expected, candidates):
+        choice = choose(among, policy)
+        if choice.candidate is not None:
+            break
     if choice.candidate is None:
         why = _why_none(choice.reason, candidates)
         message = f"the model needs at most {needs.required_upper_mib} MiB on {device}, and {why}."
@@ -136,6 +139,8 @@ def _placeable(profile: str, resource: str, needs: PredictionStatus, inventory: 
     so = f"the model needs at most {needs.required_upper_mib} MiB on {needs.device}, for which {resource} will do"
     if inventory.offers(needs.device, resource):
         return Verdict(True, "NodeOffersProfile", f"{so}; nodes offer it.")
+    if inventory.expects(needs.device, resource):
+        return Verdict(None, "AwaitingScaleUp", f"{so}; it is declared, and a node with it comes when a pod waits.")
     if inventory.device(needs.device) is None:
         return Verdict(None, "NoNodeOfDevice", f"{so}, but no node has that device now; pods wait until one comes.")
     if not inventory.offers_slices(needs.device):

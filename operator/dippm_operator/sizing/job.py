@@ -47,7 +47,8 @@ def render_job(job: InferenceJob) -> SizedJob:
             "a workload named by targetRef is sized where it is."
         )
     template = copy.deepcopy(job.spec.template)
-    metadata = template.setdefault("metadata", {})
+    metadata = template.pop("metadata", None) or {}
+    template = {"metadata": metadata} | template
     metadata["labels"] = {**(metadata.get("labels") or {}), JOB_LABEL: job.metadata.name}
     template["spec"].setdefault("restartPolicy", "Never")  # a Job takes Never or OnFailure, a pod's default is Always
     sizing = size_pod(template, job)

@@ -203,8 +203,8 @@ def _apply(builder: PatchBuilder, index: int, name: str, chosen: Recommendation,
         record["replaced"] = old or replaced[0]
     if (prediction := job.status.prediction) is not None and chosen.reason != "Fallback":
         record["because"] = (
-            f"needs {prediction.required_mib} MiB, at most {prediction.required_upper_mib} MiB "
-            f"at {job.spec.policy.oom_risk_percent} % risk, on {prediction.device} ({prediction.basis})"
+            f"needs {prediction.required_mib} MiB, at most {prediction.required_upper_mib} MiB, "
+            f"on {prediction.device} ({prediction.basis})"
         )
     builder.put(json.dumps(record), "metadata", "annotations", SIZING_ANNOTATION)
     return warnings

@@ -7,7 +7,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+import aiohttp
+
 from dippm.errors import DippmError
+from dippm_operator.kube.api import ApiFailure
 from dippm_operator.webhook.metrics import Metrics
 from dippm_operator.webhook.review import Answer, Review, read_review, write_review
 
@@ -32,6 +35,9 @@ async def admit(body: bytes, answerer: Answerer, *, endpoint: str, budget_second
         answer = _let_through(review, endpoint, "Timeout", f"no answer within {budget_seconds:.1f} s", metrics)
     except DippmError as error:
         answer = _let_through(review, endpoint, error.reason, str(error), metrics)
+    except (ApiFailure, aiohttp.ClientError) as error:
+        logger.warning("%s of %s %s/%s: %s", endpoint, review.kind, review.namespace, review.name, error)
+        answer = _let_through(review, endpoint, "ApiServer", "the API server did not answer the webhook", metrics)
     except Exception as error:  # fail open: the admission of a pod outranks whatever went wrong in here
         logger.exception("%s of %s %s/%s failed", endpoint, review.kind, review.namespace, review.name)
         answer = _let_through(review, endpoint, "Fault", f"{type(error).__name__} in the webhook", metrics)

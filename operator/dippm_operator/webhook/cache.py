@@ -47,7 +47,8 @@ class JobCache:
 
     def __init__(self, api: ApiClient) -> None:
         self._api = api
-        self._jobs: dict[Key, Entry] = {}
+        self._jobs: dict[str, dict[str, Entry]] = {}
+        """By namespace and name."""
         self._version = ""
         self._synced = asyncio.Event()
         self._heard = time.monotonic()
@@ -68,11 +69,11 @@ class JobCache:
         await self._synced.wait()
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return sum(map(len, self._jobs.values()))
 
     def jobs_of(self, namespace: str) -> Iterator[InferenceJob]:
         """The readable jobs of a namespace."""
-        return (job for (place, _), job in self._jobs.items() if place == namespace and isinstance(job, InferenceJob))
+        return (job for job in self._jobs.get(namespace, {}).values() if isinstance(job, InferenceJob))
 
     async def find(self, namespace: str, name: str) -> InferenceJob | None:
         """The job, from memory, else by one live GET; None where there is none.
@@ -81,7 +82,7 @@ class JobCache:
         where the live GET fails.
         """
         key = (namespace, name)
-        entry = self._jobs.get(key)
+        entry = self._jobs.get(namespace, {}).get(name)
         if isinstance(entry, ManifestError):
             raise entry
         if entry is not None:
@@ -92,8 +93,13 @@ class JobCache:
         if task is None:
             task = asyncio.create_task(self._ask(key))
             self._asking[key] = task
-            task.add_done_callback(lambda _: self._asking.pop(key, None))
+            task.add_done_callback(lambda done: self._answered(key, done))
         return await asyncio.shield(task)  # a request that gives up does not take the others' answer away
+
+    def _answered(self, key: Key, task: asyncio.Task[InferenceJob | None]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen, should everybody who waited for it have given up
 
     async def _ask(self, key: Key) -> InferenceJob | None:
         """One live GET. Its result is not kept: the watch may already know of a later deletion."""
@@ -127,7 +133,7 @@ class JobCache:
             backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
 
     async def _list(self) -> None:
-        found: dict[Key, Entry] = {}
+        found: dict[str, dict[str, Entry]] = {}
         params = {"limit": str(PAGE)}
         while True:
             try:
@@ -138,7 +144,8 @@ class JobCache:
                 raise
             for item in page.get("items") or ():
                 # Items of a list do not repeat what the list says of them all.
-                found[_key(item)] = _parse({"apiVersion": API_VERSION, "kind": KIND} | item)
+                namespace, name = _key(item)
+                found.setdefault(namespace, {})[name] = _parse({"apiVersion": API_VERSION, "kind": KIND} | item)
             token = page["metadata"].get("continue")
             if not token:
                 break
@@ -170,10 +177,12 @@ class JobCache:
                 raise _Gone
             raise ApiFailure(code, str(item.get("message", "")))
         if kind in ("ADDED", "MODIFIED"):
-            self._jobs[_key(item)] = _parse(item)
-            self._misses.pop(_key(item), None)
+            namespace, name = _key(item)
+            self._jobs.setdefault(namespace, {})[name] = _parse(item)
+            self._misses.pop((namespace, name), None)
         elif kind == "DELETED":
-            self._jobs.pop(_key(item), None)
+            namespace, name = _key(item)
+            self._jobs.get(namespace, {}).pop(name, None)
         self._version = item["metadata"]["resourceVersion"]
 
 

@@ -7,20 +7,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from dippm_operator.kube.api import METADATA_ONLY, ApiClient
+from dippm_operator.kube.api import ApiClient
 from dippm_operator.resource import InferenceJob
 from dippm_operator.webhook.calculate import Facts, needs_owner_age, needs_quota
+from dippm_operator.webhook.owners import MOST_REMEMBERED, Owners
 from dippm_operator.webhook.unknown import age_seconds
 
-OWNERS = {
-    ("apps", "ReplicaSet"): "apps/v1/{}/replicasets",
-    ("apps", "StatefulSet"): "apps/v1/{}/statefulsets",
-    ("apps", "DaemonSet"): "apps/v1/{}/daemonsets",
-    ("batch", "Job"): "batch/v1/{}/jobs",
-}
-"""Owners whose age can be asked for (the chart's ClusterRole names the same)."""
 QUOTA_SECONDS = 10.0
-MOST_REMEMBERED = 4096
 
 
 class FactFinder:
@@ -28,37 +21,17 @@ class FactFinder:
 
     def __init__(self, api: ApiClient) -> None:
         self._api = api
-        self._created: dict[str, str] = {}
+        self.owners = Owners(api)
         self._quotas: dict[str, tuple[float, frozenset[str]]] = {}
 
     async def facts(self, pod: Mapping[str, Any], namespace: str, job: InferenceJob) -> Facts:
         """Raises ApiFailure, aiohttp.ClientError or TimeoutError where the API server does not say."""
-        return Facts(
-            owner_age_seconds=(
-                age_seconds(await self._owner_created(pod, namespace, job), datetime.now(UTC))
-                if needs_owner_age(job)
-                else float("inf")
-            ),
-            quota_resources=await self._quota_resources(namespace) if needs_quota(pod, job) else (),
-        )
-
-    async def _owner_created(self, pod: Mapping[str, Any], namespace: str, job: InferenceJob) -> str:
-        """When the controlling owner was made; when the job was, for a bare pod or an owner of an unknown kind."""
-        for owner in (pod.get("metadata") or {}).get("ownerReferences") or ():
-            place = OWNERS.get((str(owner.get("apiVersion", "")).partition("/")[0], owner.get("kind")))
-            if not owner.get("controller") or place is None:
-                continue
-            uid = str(owner.get("uid"))
-            if uid not in self._created:
-                path = f"/apis/{place.format(f'namespaces/{namespace}')}/{owner['name']}"
-                found = await self._api.get_or_none(path, accept=METADATA_ONLY)
-                if found is None or found["metadata"]["uid"] != uid:
-                    break
-                if len(self._created) >= MOST_REMEMBERED:
-                    self._created.clear()
-                self._created[uid] = found["metadata"]["creationTimestamp"]
-            return self._created[uid]
-        return job.metadata.creation_timestamp
+        age = float("inf")
+        if needs_owner_age(job):
+            created = await self.owners.created(pod, namespace) or job.metadata.creation_timestamp
+            age = age_seconds(created, datetime.now(UTC))
+        quota = await self._quota_resources(namespace) if needs_quota(pod, job) else frozenset()
+        return Facts(owner_age_seconds=age, quota_resources=quota)
 
     async def _quota_resources(self, namespace: str) -> frozenset[str]:
         """Resources that quotas of the namespace cover, without the `requests.` of extended ones."""

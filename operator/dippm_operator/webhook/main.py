@@ -30,6 +30,9 @@ from dippm_operator.webhook.settings import Settings, parse_settings
 
 logger = logging.getLogger(__name__)
 
+IDLE_CONNECTION_SECONDS = 120.0
+"""Longer than the API server keeps an idle connection (90 s): whoever closes first must be the one who sends."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code (2 with one sentence where it cannot start)."""
@@ -76,11 +79,9 @@ async def running(settings: Settings, connection: Connection) -> AsyncIterator[R
             )
         )
 
-        answerers = {
-            "mutate": PodPatches(cache, facts, metrics).answer,
-            "validate": JobValidation(cache, facts, metrics).answer,
-        }
-        reviews = review_application(answerers, settings, metrics)
+        pods, jobs = PodPatches(cache, facts, metrics), JobValidation(cache, facts, metrics)
+        answerers = {"mutate": pods.answer, "mutate-owned": pods.answer_owned, "validate": jobs.answer}
+        reviews = review_application(answerers, settings, metrics, stopping=lambda: readiness.stopping)
         probes = web.Application()
         for application in (probes, reviews):
             add_probes(application, readiness, cache, certificate, metrics)
@@ -113,7 +114,9 @@ async def _background(readiness: Readiness, **work: Coroutine[None, None, None])
 async def _listen(
     stack: AsyncExitStack, application: web.Application, host: str, port: int, certificate: ServingCertificate | None
 ) -> None:
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=5.0)
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=5.0, keepalive_timeout=IDLE_CONNECTION_SECONDS
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.TCPSite(runner, host, port, ssl_context=certificate.context if certificate else None).start()

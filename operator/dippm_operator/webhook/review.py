@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ API_VERSION = "admission.k8s.io/v1"
 LONGEST_WARNING = 256
 """The API server may cut longer ones (and drops all above 4,096 characters together)."""
 MOST_WARNINGS = 8
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Answer:
     """Our own word for what was done; goes to the metrics and the audit log."""
 
 
+def is_name(text: object) -> bool:
+    """Whether something can be the name of an object, and so a part of an API path."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
 def refusal(code: int, status: str, message: str, *, reason: str) -> Answer:
     """An answer that keeps the object out."""
     return Answer(allowed=False, code=code, status=status, message=message, reason=reason)
@@ -68,6 +75,9 @@ def read_review(body: bytes) -> Review:
     request = document.get("request")
     if not isinstance(request, dict) or not isinstance(request.get("uid"), str) or not request["uid"]:
         raise ManifestError("the AdmissionReview has no request.uid, so that it cannot be answered")
+
+    if not is_name(request.get("namespace", "none")):
+        raise ManifestError("the AdmissionReview's request.namespace is no name of a namespace")
 
     def mapping(key: str) -> Mapping[str, Any]:
         value = request.get(key)

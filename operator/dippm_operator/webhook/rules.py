@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from dippm.errors import ManifestError, UnknownDevice, UnknownProfile
 from dippm.profiles import Device, parse_profile, resolve_device
-from dippm_operator.resource import Allocation, InferenceJob, TargetReference
+from dippm_operator.resource import Allocation, InferenceJob, OnOutOfMemory, Repair, TargetReference
+from dippm_operator.webhook.owners import group_of
 
 FETCHED_SCHEMES = ("https", "http", "file")
 """Schemes of `spec.model.uri` that this version's operator reads."""
@@ -30,6 +31,13 @@ def check_job(job: InferenceJob) -> None:
             f"{name}: spec.policy.allocation is {spec.policy.allocation}, which this version does not serve yet; "
             f"use {Allocation.DEVICE_PLUGIN}"
         )
+    for field, asked, way_out in (
+        ("policy.onOutOfMemory: Bump", spec.policy.on_out_of_memory is OnOutOfMemory.BUMP, "use Report"),
+        ("policy.repair: Evict", spec.policy.repair is Repair.EVICT, "use None, and restart pods that Ready names"),
+        ("generation", spec.generation is not None, "give the sequence length in spec.model.inputs instead"),
+    ):
+        if asked:
+            raise ManifestError(f"{name}: spec.{field} is not served by this version yet; {way_out}")
     device: Device | None = None
     if spec.device is not None:
         try:
@@ -69,8 +77,8 @@ def older_rival(job: InferenceJob, others: Iterable[InferenceJob]) -> InferenceJ
 
 
 def _same(one: TargetReference, other: TargetReference) -> bool:
-    return (one.api_version.partition("/")[0], one.kind, one.name) == (
-        other.api_version.partition("/")[0],
+    return (group_of(one.api_version), one.kind, one.name) == (
+        group_of(other.api_version),
         other.kind,
         other.name,
     )

@@ -22,11 +22,17 @@ TIMEOUT_SHARE = 0.8
 """Part of the API server's own time-out (its `timeout` query parameter) that an answer may take."""
 
 
-def review_application(answerers: Mapping[str, Answerer], settings: Settings, metrics: Metrics) -> web.Application:
-    """POST /ENDPOINT for each answerer. Bodies above the cap are answered with 413, no review with 400."""
+def review_application(
+    answerers: Mapping[str, Answerer], settings: Settings, metrics: Metrics, *, stopping: Callable[[], bool]
+) -> web.Application:
+    """POST /ENDPOINT for each answerer. Bodies above the cap are answered with 413, no review with 400.
+
+    While `stopping`, each answer closes its connection, so that API servers turn to another replica before this one
+    is gone.
+    """
     application = web.Application(client_max_size=settings.max_body_bytes)
     for endpoint, answerer in answerers.items():
-        application.router.add_post(f"/{endpoint}", _handler(endpoint, answerer, settings, metrics))
+        application.router.add_post(f"/{endpoint}", _handler(endpoint, answerer, settings, metrics, stopping))
     return application
 
 
@@ -60,7 +66,7 @@ def add_probes(
 
 
 def _handler(
-    endpoint: str, answerer: Answerer, settings: Settings, metrics: Metrics
+    endpoint: str, answerer: Answerer, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         with metrics.step(endpoint, "read"):
@@ -70,7 +76,10 @@ def _handler(
             answer = await admit(body, answerer, endpoint=endpoint, budget_seconds=budget, metrics=metrics)
         except ManifestError as error:
             return web.Response(text=f"{error}\n", status=400)
-        return web.Response(body=answer, content_type="application/json")
+        response = web.Response(body=answer, content_type="application/json")
+        if stopping():
+            response.force_close()
+        return response
 
     return handle
 

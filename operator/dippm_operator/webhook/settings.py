@@ -23,7 +23,7 @@ class Settings:
     """None: the pod's service account, else $KUBECONFIG or ~/.kube/config."""
     host: str = "0.0.0.0"
     port: int = 9443
-    """/mutate and /validate, and the probes, over TLS."""
+    """/mutate, /mutate-owned and /validate, and the probes, over TLS."""
     health_port: int = 8080
     """/healthz, /readyz and /metrics, plain HTTP."""
     max_body_bytes: int = 7 * MIB

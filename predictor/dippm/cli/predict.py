@@ -13,6 +13,7 @@ from typing import Any
 
 from dippm.case import Allocator, Precision, Runtime
 from dippm.cli import render
+from dippm.cli.numbers import not_negative, percent, positive, whole
 from dippm.errors import InputShapeError
 from dippm.policy import Policy, Rule
 from dippm.prediction import Prediction
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--framework", default="auto", metavar="NAME", help="format of the file (default: auto, by content)"
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="batch size")
+    parser.add_argument("--batch", type=whole, metavar="N", help="batch size")
     parser.add_argument(
         "--input",
         action="append",
@@ -55,12 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--rule", choices=[r.value for r in Rule], default="fit", help="paper: its equation 2 (default: fit)"
     )
-    choice.add_argument("--risk", type=float, default=1.0, metavar="PERCENT", help="risk of out-of-memory (default: 1)")
-    choice.add_argument("--headroom", type=float, default=0.0, metavar="MIB", help="kept free on top (default: 0)")
-    choice.add_argument("--processes", type=int, default=1, metavar="N", help="processes that each load the model")
-    choice.add_argument("--max-latency", type=float, metavar="MS", help="pass over slower profiles")
+    choice.add_argument(
+        "--risk", type=percent, default=1.0, metavar="PERCENT", help="risk of out-of-memory (default: 1)"
+    )
+    choice.add_argument(
+        "--headroom", type=not_negative, default=0.0, metavar="MIB", help="kept free on top (default: 0)"
+    )
+    choice.add_argument("--processes", type=whole, default=1, metavar="N", help="processes that each load the model")
+    choice.add_argument("--max-latency", type=positive, metavar="MS", help="pass over slower profiles")
     choice.add_argument("--allow", action="append", metavar="PROFILE", help="only these profiles; once for each")
     choice.add_argument("--allow-full-gpu", action="store_true", help="take a whole card when no slice will do")
+    parser.add_argument("--digest", metavar="SHA256", help="refuse the file unless its content has this digest")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument(
         "--trust-pickle", action="store_true", help="run the code in a pickled module: only for files of your own"
@@ -83,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         runtime=args.runtime,
         allocator=args.allocator,
         policy=policy(args),
+        digest=args.digest,
         trust_pickle=args.trust_pickle,
     )
     if args.json:
@@ -100,11 +107,6 @@ def policy(args: argparse.Namespace) -> Policy:
 
     device = resolve_device(args.device)
     allowed = tuple(device.profile(name).name for name in args.allow) if args.allow else None
-    for name, value in (("--processes", args.processes), ("--risk", args.risk), ("--max-latency", args.max_latency)):
-        if value is not None and not value > 0:
-            raise InputShapeError(f"{name} must be above 0, not {value:g}")
-    if not args.headroom >= 0:
-        raise InputShapeError(f"--headroom must be 0 or more MiB, not {args.headroom:g}")
     return Policy(
         rule=Rule(args.rule),
         processes=args.processes,

@@ -51,8 +51,8 @@ def read_onnx(path: Path, shown: str) -> OnnxFile:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
             raise ModelFormatError(f"{shown} is empty: is the download complete?") from None
-        with mapped, memoryview(mapped) as view:
-            stripped = bytes(_strip(view, "model", shown))
+        # Not closed here: views into it live on in an error's traceback, and closing would fail in its place.
+        stripped = bytes(_strip(memoryview(mapped), "model", shown))
     if len(stripped) > MAX_GRAPH_BYTES:
         raise ModelFormatError(
             f"{shown} has a graph of {len(stripped) >> 20} MiB without weights: the limit is 512 MiB"
@@ -61,7 +61,15 @@ def read_onnx(path: Path, shown: str) -> OnnxFile:
         model = onnx.ModelProto.FromString(stripped)
     except DecodeError:
         raise ModelFormatError(f"{shown} is a damaged ONNX file: its protobuf cannot be decoded") from None
-    return checked(model, shown)
+    try:
+        return checked(model, shown)
+    except UnicodeDecodeError:
+        raise _not_text(shown) from None
+
+
+def _not_text(shown: str) -> ModelFormatError:
+    """Python's protobuf hands on text that is no UTF-8 as bytes, or stops where it is copied."""
+    return ModelFormatError(f"{shown} is a damaged ONNX file: it holds names that are not UTF-8 text")
 
 
 def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
@@ -73,6 +81,9 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
     graph = model.graph
     opset = next((o.version for o in model.opset_import if o.domain in DOMAINS), 0)
     for node in graph.node:
+        texts = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        if not all(isinstance(text, str) for text in texts):
+            raise _not_text(shown)
         if node.domain not in DOMAINS:
             raise UnsupportedOperator(f"operator {node.domain}::{node.op_type} is not supported (domain {node.domain})")
         if not onnx.defs.has(node.op_type):

@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from dippm.errors import InputShapeError, UnsupportedOperator
+from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
 from dippm.frontend.onnx_file import OnnxFile
 from dippm.graph import TensorSpec
@@ -62,7 +62,7 @@ class _Folder:
             self._types[name] = kind
             self._static.weights[name] = spec_of(kind)
         for name, tensor in file.data.items():
-            self._constant(name, numpy_helper.to_array(tensor))
+            self._constant(name, _array(tensor))
         for name, spec in inputs.items():
             dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)) if spec.dtype != "bfloat16" else 16
             self._types[name] = onnx.helper.make_tensor_type_proto(dtype, list(spec.shape))
@@ -92,7 +92,7 @@ class _Folder:
 
     def _inline(self, node: onnx.NodeProto, branch: onnx.GraphProto) -> None:
         for tensor in branch.initializer:
-            self._constant(tensor.name, numpy_helper.to_array(tensor))
+            self._constant(tensor.name, _array(tensor))
         self._graph(branch)
         for inner, outer in zip(branch.output, node.output, strict=True):
             self._node(onnx.helper.make_node("Identity", [inner.name], [outer]))
@@ -123,7 +123,7 @@ class _Folder:
             raise UnsupportedOperator(f"operator onnx.Constant with {attribute.name} is not supported")
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
-            self._constant(name, numpy_helper.to_array(value))
+            self._constant(name, _array(value))
         else:
             self._constant(name, np.array(value, dtype=np.float32 if "float" in attribute.name else np.int64))
 
@@ -217,6 +217,15 @@ def _is_static(kind: onnx.TypeProto | None) -> bool:
     return tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
 
 
+def _array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
+    """Elements of a tensor. Raises ModelFormatError where they are not what its dimensions and type say."""
+    try:
+        array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFormatError(f"the ONNX tensor {tensor.name!r} is damaged: {error}") from None
+    return array
+
+
 def spec_of(kind: onnx.TypeProto) -> TensorSpec:
     """Shape and dtype of a typed tensor with static dimensions.
 
@@ -226,7 +235,9 @@ def spec_of(kind: onnx.TypeProto) -> TensorSpec:
         raise UnsupportedOperator("ONNX sequences, maps and optionals are not supported: export with tensors only")
     dtype = _DTYPES.get(kind.tensor_type.elem_type)
     if dtype is None:
-        name = onnx.TensorProto.DataType.Name(kind.tensor_type.elem_type)
+        number = kind.tensor_type.elem_type
+        known = number in onnx.TensorProto.DataType.values()
+        name = onnx.TensorProto.DataType.Name(number) if known else f"number {number}"
         raise UnsupportedOperator(f"ONNX tensors of type {name} are not supported")
     return TensorSpec(tuple(d.dim_value for d in kind.tensor_type.shape.dim), dtype)
 

@@ -78,7 +78,7 @@ def replay(
             steps,
             allocator,
             allocated=counters.peak_allocated,
-            enough=counters.peak_claimed,
+            enough=max(counters.peak_claimed, counters.peak_reserved),
             warm_passes=warm_passes,
         ),
     )

@@ -17,22 +17,25 @@ def smallest_cap(program: Program, allocator: Allocator, *, allocated: int, enou
 
     With `warm_passes` 1 loading and the first pass may: it costs a release of the cache, once. With 0 nothing may, and
     the answer is `enough`. Bisected to `RESOLUTION` between `allocated`, the peak that is needed whatever the cap, and
-    `enough`, the `peak_claimed` of an allocator without one. The answer is a cap that was tried.
+    `enough`, a cap that never binds. An expandable segment is mapped by whole pages, a little past the cap: what was
+    reserved counts then, for a slice must hold it.
     """
     if not warm_passes:
         return enough
-    low, high = min(allocated - allocated // 200, enough), enough
+    low, high, held = min(allocated - allocated // 200, enough), enough, 0
     while high - low > max(RESOLUTION * high, 2 * MIB):
         middle = (low + high) // 2
-        if survives(program, allocator, middle, warm_passes=warm_passes):
-            high = middle
-        else:
+        reserved = reserved_under(program, allocator, middle, warm_passes=warm_passes)
+        if reserved is None:
             low = middle
-    return high
+        else:
+            high, held = middle, reserved
+    return max(high, held)
 
 
-def survives(program: Program, allocator: Allocator, cap: int, *, warm_passes: int = 1) -> bool:
-    """Whether loading and three passes succeed under `cap` bytes with no retry after the first `warm_passes`."""
+def reserved_under(program: Program, allocator: Allocator, cap: int, *, warm_passes: int = 1) -> int | None:
+    """Peak reserved of loading and three passes under `cap` bytes; None if they do not succeed, or if the allocator
+    has to give memory back after the first `warm_passes`."""
     session = Session(program, CachingAllocator(allocator, cap))
     settled = 0
     try:
@@ -42,7 +45,7 @@ def survives(program: Program, allocator: Allocator, cap: int, *, warm_passes: i
                 settled = session.allocator.retries
             session.run()
             if done >= warm_passes and session.allocator.retries != settled:
-                return False
+                return None
     except CapReached:
-        return False
-    return True
+        return None
+    return session.allocator.peak_reserved

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from dippm.case import Mode, Runtime
 from dippm.graph import ModelGraph, ValueKind
-from dippm.replay.saved import saved_for_backward
+from dippm.replay.saved import kept_extras, saved_for_backward
 from dippm.replay.statements import Frame, Statement, frames
 
 _RETURNS_ITS_INPUT = frozenset({"dropout", "identity"})
@@ -38,6 +38,8 @@ class Lifetimes:
     """Per operator: storages freed once it is done, before the next one starts."""
     kept: tuple[int, ...]
     """Storages of the graph's outputs, and of what is saved for backward: freed when the result is released."""
+    extras: tuple[int, ...]
+    """Per operator: bytes beside its outputs that it leaves behind for the backward pass, freed as late."""
 
 
 def storages(graph: ModelGraph) -> tuple[int, ...]:
@@ -87,8 +89,10 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
         for storage, end in holds.until.items():
             until[storage] = max(until[storage], end)
     at_the_end = [owner[value] for value in graph.outputs]
+    extras = (0,) * len(graph.operators)
     if mode is Mode.AUTOGRAD:
         at_the_end += [owner[value] for value in saved_for_backward(graph)]
+        extras = kept_extras(graph)
     kept = tuple(storage for storage in dict.fromkeys(at_the_end) if storage in born)
     allocated: list[list[int]] = [[] for _ in graph.operators]
     freed: list[list[int]] = [[] for _ in graph.operators]
@@ -96,7 +100,7 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
         allocated[index].append(storage)
     for storage in born.keys() - set(kept):
         freed[until[storage]].append(storage)
-    return Lifetimes(tuple(map(tuple, allocated)), tuple(tuple(sorted(ids)) for ids in freed), kept)
+    return Lifetimes(tuple(map(tuple, allocated)), tuple(tuple(sorted(ids)) for ids in freed), kept, extras)
 
 
 @dataclass(slots=True)
@@ -126,9 +130,8 @@ def _activations(graph: ModelGraph) -> list[_Activation]:
             call = _Activation(len(opened), index)
             calls.append(call)
             opened.append((path, call))
-        lines = frames(operator.source)
-        for level, (_, call) in enumerate(opened):
-            call.lines.append(lines[level] if level < len(lines) else None)
+        for (_, call), line in zip(opened, frames(operator.source, len(scope)), strict=True):
+            call.lines.append(line)
     return calls
 
 
@@ -172,10 +175,14 @@ class _Holds:
         names: dict[str, frozenset[int]] = {}
         lists: set[str] = set()
         temporaries: set[int] = set()
-        for begin, end, statement in _statements(call):
+        for begin, end, statement in self.statements(call):
             read = self.read_from_before(begin, end)
+            for name in statement.pops & names.keys():
+                names[name] -= read
             unknown = read.difference(temporaries, *names.values())
-            if unknown:
+            if len(read) > 1 and len(statement.reads) == 1:
+                names |= dict.fromkeys(statement.reads, frozenset(read))
+            elif unknown:
                 for name in statement.reads:
                     if name in lists:
                         names[name] |= unknown
@@ -189,7 +196,7 @@ class _Holds:
                 if self.born[s] >= begin and self.used[s] > end
             }
             if statement.targets:
-                for name, value in _bind(statement.targets, put_out, self.results[end]).items():
+                for name, value in _bind(statement, put_out, self.results[end]).items():
                     self.hold(names.get(name, ()), end)
                     names[name] = value
                     lists.discard(name)
@@ -227,7 +234,7 @@ class _Holds:
         for index in direct[:inside]:
             for storage in self.reads[index] + self.results[index]:
                 reader = self.used[storage]
-                if self.born[storage] < begin or reader not in direct or not self.same_shape(storage, reader):
+                if self.born[storage] < direct[0] or reader not in direct or not self.same_shape(storage, reader):
                     self.hold((storage,), last)
 
     def same_shape(self, storage: int, reader: int) -> bool:
@@ -237,22 +244,69 @@ class _Holds:
             self.born[s] == reader and values[s].spec.shape == values[storage].spec.shape for s in self.results[reader]
         )
 
+    def statements(self, call: _Activation) -> Iterator[tuple[int, int, Statement]]:
+        """Runs of operators reached from one execution of a line: first and last operator, and the line."""
+        first = 0
+        while first < len(call.lines):
+            line = call.lines[first]
+            last = first
+            while line is not None and last + 1 < len(call.lines) and call.lines[last + 1] == line:
+                last += 1
+            if line is not None:
+                begin = call.start + first
+                for end in self.iterations(call, begin, call.start + last, line.statement):
+                    yield begin, end, line.statement
+                    begin = end + 1
+            first = last + 1
 
-def _statements(call: _Activation) -> Iterator[tuple[int, int, Statement]]:
-    """Runs of operators reached from one line: first and last operator, and the line."""
-    first = 0
-    while first < len(call.lines):
-        line = call.lines[first]
-        last = first
-        while line is not None and last + 1 < len(call.lines) and call.lines[last + 1] == line:
-            last += 1
-        if line is not None:
-            yield call.start + first, call.start + last, line.statement
-        first = last + 1
+    def iterations(self, call: _Activation, begin: int, end: int, statement: Statement) -> Iterator[int]:
+        """Last operator of each turn of a loop whose body is this one line; just `end` where it is no loop.
+
+        What ran is seen as a row of steps: operators, child modules that the line names, and child modules that it
+        does not name (a loop variable's). A turn is the longest stretch that the row repeats in which no child is
+        called more often than the line calls it.
+        """
+        steps: list[tuple[str, int]] = []
+        before = ""
+        for index in range(begin, end + 1):
+            operator = self.graph.operators[index]
+            if len(operator.scope) == call.depth + 1:
+                steps.append((operator.target, index))
+                before = ""
+                continue
+            child = operator.scope[call.depth + 1]
+            name = child.partition("@")[0].rpartition(".")[2]
+            if child == before:
+                steps[-1] = (steps[-1][0], index)
+            else:
+                steps.append((f"self.{name}" if name in statement.methods else "*", index))
+            before = child
+        kinds = [kind for kind, _ in steps]
+        for length in range(len(steps), 0, -1):
+            turn = kinds[:length]
+            called = [kind for kind in turn if kind.startswith("self.")]
+            if (
+                len(steps) % length == 0
+                and len(called) == len(set(called))
+                and turn.count("*") <= max(1, statement.callees)
+                and kinds == turn * (len(steps) // length)
+            ):
+                yield from (index for _, index in steps[length - 1 :: length])
+                return
+        yield end
 
 
-def _bind(targets: tuple[str, ...], put_out: frozenset[int], last: tuple[int, ...]) -> dict[str, frozenset[int]]:
-    """Which target holds what: one to one where the last operator put out as many, else each holds all."""
+def _bind(statement: Statement, put_out: frozenset[int], last: tuple[int, ...]) -> dict[str, frozenset[int]]:
+    """Which target holds what.
+
+    One to one where the last operator put out as many; all of it each where several values are written out; else the
+    first target takes it (`x, size = self.block(x, size)`).
+    """
+    targets = statement.targets
     if len(targets) == len(last):
         return {name: frozenset({value}) for name, value in zip(targets, last, strict=True)}
-    return dict.fromkeys(targets, put_out)
+    if statement.unpacks:
+        return dict.fromkeys(targets, put_out)
+    if len(targets) == len(put_out):
+        return {name: frozenset({value}) for name, value in zip(targets, sorted(put_out), strict=True)}
+    return {name: put_out if index == 0 else frozenset() for index, name in enumerate(targets)}

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dippm.graph import ModelGraph, ValueKind
-from dippm.replay.allocator import Block, CachingAllocator, round_size
+from dippm.replay.allocator import MIB, Block, CachingAllocator, round_size
 from dippm.replay.lifetimes import Lifetimes
 
 CUBLAS_KINDS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
 """Kinds that call cuBLAS, which then keeps a workspace for good."""
 
 Step = tuple[int, int]
-"""(slot, bytes): bytes above 0 allocate into the slot, 0 frees what is in it. Slots from 0 on are storages, those
-below 0 live inside one operator."""
+"""(slot, bytes): bytes above 0 allocate into the slot, 0 frees what is in it. Slots from 0 on are storages, then what
+operators leave for backward; those below 0 live inside one operator."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Program:
     """The graph's inputs."""
     steps: tuple[Step, ...]
     """One pass, the release of its outputs included."""
-    cublas_bytes: int
-    """What the first matrix product allocates for good; 0 where there is none."""
+    cublas: tuple[int, ...]
+    """What the first matrix product allocates for good; empty where there is none."""
     cublas_at: int
     """Index in `steps` before which it does."""
 
@@ -61,6 +61,7 @@ def program(
     size = [value.spec.nbytes for value in graph.values]
     steps: list[Step] = []
     cublas_at = -1
+    first_extra = len(size)
     for index, operator in enumerate(graph.operators):
         if cublas_at < 0 and operator.kind in CUBLAS_KINDS:
             cublas_at = len(steps)
@@ -72,8 +73,11 @@ def program(
             steps += [(storage, size[storage]) for storage in outputs]
             if workspaces[index] > 0:
                 steps += [(-1, workspaces[index]), (-1, 0)]
+        if lives.extras[index]:
+            steps.append((first_extra + index, lives.extras[index]))
         steps += [(storage, 0) for storage in lives.freed[index] if size[storage]]
     steps += [(storage, 0) for storage in lives.kept if size[storage]]
+    steps += [(first_extra + index, 0) for index, extra in enumerate(lives.extras) if extra]
     return Program(
         weights=tuple(
             size[i]
@@ -82,9 +86,14 @@ def program(
         ),
         inputs=tuple(size[i] for i in graph.inputs if size[i]),
         steps=tuple(steps),
-        cublas_bytes=cublas_bytes if cublas_at >= 0 else 0,
+        cublas=_cublas(cublas_bytes) if cublas_at >= 0 else (),
         cublas_at=cublas_at,
     )
+
+
+def _cublas(size: int) -> tuple[int, ...]:
+    """cuBLAS's workspace and cuBLASLt's are two allocations, the latter of 1 MiB."""
+    return (size - MIB, MIB) if size > MIB else (size,) if size else ()
 
 
 def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int]) -> list[Step]:
@@ -122,6 +131,7 @@ def levels(graph: ModelGraph, lives: Lifetimes, workspaces: Sequence[int]) -> tu
     for index in range(len(graph.operators)):
         before = now
         now += sum(size[storage] for storage in lives.allocated[index])
+        now += round_size(lives.extras[index]) if lives.extras[index] else 0
         inside = now + (round_size(workspaces[index]) if workspaces[index] > 0 else 0)
         now -= sum(size[storage] for storage in lives.freed[index])
         timeline.append(Level(before, inside, now))
@@ -141,7 +151,7 @@ class Session:
         """Weights, inputs and cuBLAS's workspace: never freed."""
         self._live: dict[int, Block] = {}
         """Blocks of the pass in progress, by slot."""
-        self._has_cublas = not program.cublas_bytes
+        self._has_cublas = not program.cublas
 
     def load(self) -> tuple[int, int]:
         """Puts weights, then inputs on the device: allocated bytes of each."""
@@ -157,7 +167,7 @@ class Session:
         steps = self.program.steps
         if not self._has_cublas:
             self._walk(steps[: self.program.cublas_at])
-            self._held.append(self.allocator.malloc(self.program.cublas_bytes))
+            self._held += [self.allocator.malloc(size) for size in self.program.cublas]
             self._has_cublas = True
             steps = steps[self.program.cublas_at :]
         self._walk(steps)

@@ -1,41 +1,34 @@
 """What the autograd graph keeps: tensors that an operator saves for its backward pass.
 
-After `tools/autograd/derivatives.yaml` of PyTorch: a formula that reads `self`, `weight` or `result` saves it. With
-gradients on and one graph alive these live until the output is released.
+After `tools/autograd/derivatives.yaml` of PyTorch: a formula that reads `self`, `weight` or `result` saves it, if
+something that it gives the gradient of requires one. With gradients on and one graph alive what is saved lives until
+the output is released.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from dippm.graph import ModelGraph, Operator
+from dippm.graph import FLOAT_DTYPES, ModelGraph, Operator, ValueKind
 
 _NOTHING = frozenset(
     {"add", "subtract", "mean", "sum", "reshape", "transpose", "permute", "expand", "slice", "select", "split",
      "squeeze", "unsqueeze", "flatten", "identity", "dropout", "concat", "stack", "pad", "copy", "cast", "roll",
-     "repeat", "flip", "unfold", "pixel_shuffle", "neg", "avg_pool1d", "round", "floor", "compare", "bitwise",
-     "argmax", "full", "arange", "one_hot", "nonzero", "tril", "any", "all", "cumsum", "floor_divide", "interpolate",
-     "masked_fill", "where"}
+     "repeat", "flip", "unfold", "pixel_shuffle", "neg", "round", "floor", "compare", "bitwise", "argmax", "full",
+     "arange", "one_hot", "nonzero", "tril", "any", "all", "cumsum", "floor_divide", "interpolate"}
 )  # fmt: skip
-"""Linear in their tensors, or not differentiable: shapes are enough (masks and indices are small and left out)."""
-_RESULT = frozenset(
-    {
-        "relu",
-        "sigmoid",
-        "tanh",
-        "softmax",
-        "log_softmax",
-        "exp",
-        "sqrt",
-        "rsqrt",
-        "reciprocal",
-        "max_pool1d",
-        "elu",
-        "selu",
-    }
-)
+"""Linear in their tensors, or not differentiable: shapes are enough."""
+_RESULT = frozenset({"relu", "sigmoid", "tanh", "softmax", "log_softmax", "exp", "sqrt", "rsqrt", "reciprocal", "selu"})
 """Save what they put out."""
-_RESULT_AND_INPUTS = frozenset({"scaled_dot_product_attention", "lstm", "gru", "rnn", "norm", "prod"})
+_BOTH = frozenset({"scaled_dot_product_attention", "lstm", "gru", "rnn", "norm", "prod", "elu"})
+"""Save what they read and what they put out."""
+_EACH_OTHER = frozenset({"multiply", "matmul", "batch_matmul", "einsum", "linear"})
+"""Products: a factor is saved if another one requires a gradient."""
+_CONDITIONS = frozenset({"where", "masked_fill"})
+"""Save the boolean tensor alone."""
+_INDICES = frozenset({"embedding", "index", "gather", "scatter"})
+"""Save what is no floating-point tensor."""
 
 
 def saved_for_backward(graph: ModelGraph) -> tuple[int, ...]:
@@ -43,13 +36,58 @@ def saved_for_backward(graph: ModelGraph) -> tuple[int, ...]:
 
     A kind without a rule saves its inputs, which is what most formulas do.
     """
-    return tuple(dict.fromkeys(value for operator in graph.operators for value in _saved(operator)))
+    needs = _require_gradients(graph)
+    saved = (value for operator in graph.operators for value in _saved(graph, operator, needs))
+    return tuple(dict.fromkeys(saved))
 
 
-def _saved(operator: Operator) -> Iterator[int]:
-    if operator.kind in _NOTHING:
+def kept_extras(graph: ModelGraph) -> tuple[int, ...]:
+    """Bytes that each operator makes for its backward pass alone: indices, statistics, log-sum-exps."""
+    needs = _require_gradients(graph)
+    return tuple(_extra(graph, o) if any(needs[i] for i in o.outputs) else 0 for o in graph.operators)
+
+
+def _require_gradients(graph: ModelGraph) -> list[bool]:
+    """Per value whether it requires a gradient: weights do, and what is computed from them in floating point."""
+    needs = [v.kind is ValueKind.PARAMETER and v.spec.dtype in FLOAT_DTYPES for v in graph.values]
+    for operator in graph.operators:
+        if any(needs[i] for i in operator.inputs):
+            for i in operator.outputs:
+                needs[i] = graph.values[i].spec.dtype in FLOAT_DTYPES
+    return needs
+
+
+def _saved(graph: ModelGraph, operator: Operator, needs: list[bool]) -> Iterator[int]:
+    kind = operator.kind
+    if kind in _NOTHING or not any(needs[i] for i in operator.outputs):
         return
-    if operator.kind not in _RESULT:
+    if kind in _CONDITIONS or kind in _INDICES:
+        yield from (i for i in operator.inputs if graph.values[i].spec.dtype not in FLOAT_DTYPES)
+    elif kind in _EACH_OTHER:
+        factors = operator.inputs[:2] if kind == "linear" else operator.inputs
+        for position, factor in enumerate(factors):
+            if any(needs[other] for place, other in enumerate(factors) if place != position):
+                yield factor
+    elif kind not in _RESULT:
         yield from operator.inputs
-    if operator.kind in _RESULT or operator.kind in _RESULT_AND_INPUTS:
+    if kind in _RESULT or kind in _BOTH:
         yield from operator.outputs
+
+
+def _extra(graph: ModelGraph, operator: Operator) -> int:
+    given = graph.values[operator.inputs[0]].spec
+    put_out = graph.values[operator.outputs[0]].spec
+    match operator.kind:
+        case "max_pool1d" | "max_pool2d" | "max_pool3d" | "adaptive_max_pool2d":
+            return 8 * put_out.numel if len(operator.outputs) == 1 else 0
+        case "layer_norm":
+            normalised = operator.attributes.get("normalized_shape")
+            width = math.prod(normalised) if isinstance(normalised, tuple) else given.shape[-1]
+            return 8 * (given.numel // max(1, width))
+        case "group_norm":
+            groups = operator.attributes.get("num_groups")
+            return 8 * given.shape[0] * (groups if isinstance(groups, int) else 1)
+        case "scaled_dot_product_attention":
+            return 4 * math.prod(given.shape[:-1])
+        case _:
+            return 0

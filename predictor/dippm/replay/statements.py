@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeGuard
 
 _FRAME = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+): ?(?P<code>.*)$")
 _ASSIGNMENT = re.compile(r"^(?P<targets>[A-Za-z_][\w\s,]*?)(?::[^=]+)?(?:\s|[-+*/@|&])=\s(?P<value>.*)$")
@@ -30,11 +31,17 @@ class Statement:
     targets: tuple[str, ...]
     """Names that it binds, in order; empty if it binds none or is a part of a longer statement."""
     reads: frozenset[str]
-    """Names that it reads and that may hold tensors (callees and modules left out)."""
+    """Names that it reads and that may hold tensors (callees, modules and lists that it pops from left out)."""
     grows: str = ""
     """Name of the list that it appends to (`outs.append(self.pool(x))`)."""
+    pops: frozenset[str] = frozenset()
+    """Names of the lists that it pops from."""
+    unpacks: bool = False
+    """Whether it binds several names to as many values written out (`q, k = x[0], x[1]`)."""
     methods: frozenset[str] = frozenset()
     """Attributes of self that it calls: child modules, and methods."""
+    callees: int = 0
+    """Calls of something that is no attribute at all: functions, and modules under a loop's name."""
     operations: int = 0
     """Operators that the line itself accounts for: arithmetic and calls that are not on self."""
 
@@ -48,16 +55,23 @@ class Frame:
     statement: Statement
 
 
-def frames(source: str) -> tuple[Frame, ...]:
-    """The frames of `Operator.source`, outermost first (there it is innermost first), one for each module scope."""
-    if not source:
-        return ()
-    return tuple(_frame(line) for line in reversed(source.split("\n")))
+def frames(source: str, depth: int) -> tuple[Frame | None, ...]:
+    """One frame for each of `depth` module scopes, outermost first (`Operator.source` has them innermost first).
+
+    Frames of torch.nn are left out of a source where no other follows them. Of the innermost scope the line is then
+    unknown, and None; between it and the last one known there are `nn.Sequential`s.
+    """
+    known: tuple[Frame | None, ...] = tuple(map(_frame, reversed(source.split("\n")))) if source else ()
+    if not known or len(known) >= depth:
+        return known[:depth] + (None,) * (depth - len(known))
+    return known + (_SEQUENTIAL,) * (depth - len(known) - 1) + (None,)
 
 
 @lru_cache(maxsize=8192)
 def _frame(line: str) -> Frame:
     match = _FRAME.match(line)
+    if line.endswith(": input = module(input)"):
+        return _SEQUENTIAL
     if match is None:
         return Frame("", parse(line.strip()))
     return Frame(f"{match['file']}:{match['line']}", parse(match["code"].strip()))
@@ -92,8 +106,17 @@ def parse(code: str) -> Statement:
             pass
     if isinstance(statement, ast.AugAssign):
         reads.update(targets)
-    methods, operations = _calls(statement)
-    return Statement(tuple(targets), frozenset(reads - _NO_TENSORS), grows, methods, operations)
+    methods, operations, callees = _calls(statement)
+    return Statement(
+        targets=tuple(targets),
+        reads=frozenset(reads - _NO_TENSORS),
+        grows=grows,
+        pops=frozenset(n.value.id for n in ast.walk(statement) if _is_pop(n) and isinstance(n.value, ast.Name)),
+        unpacks=isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Tuple),
+        methods=methods,
+        callees=callees,
+        operations=operations,
+    )
 
 
 def _bound(target: ast.expr) -> Iterator[str]:
@@ -116,23 +139,31 @@ def _loaded(node: ast.AST) -> Iterator[str]:
             yield node.id
         return
     for child in ast.iter_child_nodes(node):
-        if isinstance(node, ast.Call) and child is node.func and isinstance(child, ast.Name):
+        if isinstance(node, ast.Call) and child is node.func and (isinstance(child, ast.Name) or _is_pop(child)):
             continue
         yield from _loaded(child)
 
 
-def _calls(statement: ast.stmt) -> tuple[frozenset[str], int]:
+def _is_pop(callee: ast.AST) -> TypeGuard[ast.Attribute]:
+    """`skips.pop`: what it gives is no longer held by the list."""
+    return isinstance(callee, ast.Attribute) and callee.attr == "pop"
+
+
+def _calls(statement: ast.stmt) -> tuple[frozenset[str], int, int]:
     methods: set[str] = set()
-    operations = 0
+    operations = callees = 0
     for node in ast.walk(statement):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)):
                 methods.add(name)
             case ast.Call(func=ast.Attribute() | ast.Name()) | ast.BinOp() | ast.AugAssign():
                 operations += 1
+                callees += isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            case ast.Call(func=ast.Subscript()):
+                callees += 1
             case _:
                 pass
-    return frozenset(methods), operations
+    return frozenset(methods), operations, callees
 
 
 def _by_pattern(code: str) -> Statement:
@@ -145,4 +176,8 @@ def _by_pattern(code: str) -> Statement:
             targets = tuple(name for name in names if name)
             value = match["value"]
     reads = frozenset(_NAME.findall(value)) - _NO_TENSORS - _KEYWORDS
-    return Statement(targets, reads, methods=frozenset(_METHOD.findall(code)), operations=len(_CALL.findall(code)))
+    methods = frozenset(_METHOD.findall(code))
+    return Statement(targets, reads, methods=methods, callees=1, operations=len(_CALL.findall(code)))
+
+
+_SEQUENTIAL = Frame("nn.Sequential", parse("input = module(input)"))

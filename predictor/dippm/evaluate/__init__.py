@@ -1,0 +1,1 @@
+"""Evaluation: how far predictions are from measurements, on architectures held back."""

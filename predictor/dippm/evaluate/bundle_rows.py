@@ -1,0 +1,36 @@
+"""A bundle's predictions of measured rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dippm.evaluate.heldback import HeldBackRow, write_rows
+from dippm.evaluate.rows import heldback_rows
+from dippm.network.bundle import load_bundle, read_bundle
+from dippm.network.compose import compose, correct
+from dippm.train.examples import read_cases
+
+
+def rows_of_bundle(
+    data: Path, weights: Path | None, out: Path | None, show: Callable[[int, int], None]
+) -> list[HeldBackRow]:
+    """Rows of every case in a data set as a bundle predicts it; they all count as one fold."""
+    bundle = read_bundle(weights) if weights is not None else load_bundle()
+    cases = read_cases(data)
+    composed, predicted, known = [], [], []
+    for index, case in enumerate(cases):
+        graph, asked = case.example.graph, case.example.case
+        estimates = bundle.estimate(graph, asked)
+        composed.append(compose(graph, asked, estimates))
+        predicted.append(correct(composed[-1], estimates))
+        known.append(estimates.known_share)
+        show(index + 1, len(cases))
+    # No fold holds the others back: the context is the data set's own median.
+    fold_of = np.arange(len(cases))
+    rows = heldback_rows(cases, fold_of, known, predicted, composed)
+    if out is not None:
+        write_rows(out, rows)
+    return rows

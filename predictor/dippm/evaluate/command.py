@@ -1,0 +1,87 @@
+"""`dippm evaluate`: the error table, from held-back predictions or of a bundle on measured rows.
+
+Held-back predictions are those that `dippm train` wrote beside its networks: each case by networks that never saw its
+super-family. A bundle evaluated on rows that it was trained on tells nothing of new architectures; that way is for
+rows measured later (another card, another model).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from dippm.errors import ArtifactUnreachable
+from dippm.evaluate.errors import render
+from dippm.evaluate.heldback import HeldBackRow, error_table, heavy, measured_footprints, read_rows
+from dippm.evaluate.right_profile import profile_share
+
+DEVICES = ("A100-SXM4-40GB", "H200")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `dippm evaluate`."""
+    parser.add_argument("--heldback", type=Path, help="CSV of held-back predictions that dippm train wrote")
+    parser.add_argument(
+        "--fold", type=int, help="only this fold (a held-back fifth); default: all five, each held back once"
+    )
+    parser.add_argument("--data", type=Path, help="measured rows to evaluate a bundle on, instead of --heldback")
+    parser.add_argument("--weights", type=Path, help="the bundle for --data; default: the one in the package")
+    parser.add_argument("--out", type=Path, help="with --data: keep the predictions as CSV")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table; 0. Raises ArtifactUnreachable where there is nothing to evaluate."""
+    rows = _rows(options)
+    if options.fold is not None:
+        rows = [r for r in rows if r.fold == options.fold]
+    if not rows:
+        raise ArtifactUnreachable("no cases to evaluate: give --heldback FILE or --data FOLDER with measured rows")
+    sections = {
+        "all cases": rows,
+        "activations over a tenth of the peak": heavy(rows),
+    }
+    profiles = {device: profile_share(measured_footprints(rows), device) for device in DEVICES}
+    if options.json:
+        body = {
+            "cases": len(rows),
+            "architectures": len({r.architecture for r in rows}),
+            "sections": {name: [asdict(e) for e in error_table(part)] for name, part in sections.items()},
+            "right_profile_percent": profiles,
+        }
+        print(json.dumps(body))
+        return 0
+    print(f"{len(rows)} cases of {len({r.architecture for r in rows})} architectures, each held back")
+    for name, part in sections.items():
+        print(f"\n## {name} ({len(part)} cases)\n\n{render(error_table(part))}")
+    print("\n## the operators alone, without the graph level\n\n" + render(error_table(rows, composed=True)))
+    for device, share in profiles.items():
+        print(f"\nright profile by footprint on {device}: {share:.1f} %")
+    return 0
+
+
+def _rows(options: argparse.Namespace) -> list[HeldBackRow]:
+    if options.heldback is not None:
+        if not options.heldback.is_file():
+            raise ArtifactUnreachable(f"{options.heldback} is no file: dippm train writes it as heldback.csv")
+        return read_rows(options.heldback)
+    if options.data is None:
+        return []
+    from dippm.evaluate.bundle_rows import rows_of_bundle
+
+    return rows_of_bundle(options.data, options.weights, options.out, progress("evaluating"))
+
+
+def progress(what: str) -> Callable[[int, int], None]:
+    """A progress line on standard error: call it with how many of how many are done."""
+
+    def show(done: int, of: int) -> None:
+        if sys.stderr.isatty() or done == of or done % 50 == 0:
+            end = "\n" if done == of or not sys.stderr.isatty() else ""
+            print(f"\r{what}: {done}/{of}", end=end, file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,167 @@
+"""`dippm measure`: measures a list of cases on this machine's GPU, row by row, and resumes where it stopped.
+
+Stages run one after the other, each with its own time: `anchors`, `timed` (one process on the GPU at a time),
+`memory` (side by side), `caps` (the smallest cap) and `rest` (memory of what `timed` did not reach). What a stage does not reach is left for the next run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from dippm.case import Allocator
+from dippm.data.rowfile import RowFile
+from dippm.measure.schedule import Plan, Schedule, pin, remaining
+from dippm.zoo.case import ZooCase, read_cases
+
+STAGES = ("anchors", "timed", "memory", "caps", "rest")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `dippm measure`."""
+    parser.add_argument("cases", type=Path, help="list of cases, as `dippm graph --list` writes it")
+    parser.add_argument("--out", type=Path, required=True, help="rows are appended here (gzip members of JSON lines)")
+    parser.add_argument(
+        "--stages", default="anchors:60,timed:1800,anchors:60,memory:1800,caps:300",
+        help="stage:seconds, in order, of anchors, timed, memory, caps (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=12, help="processes side by side where no time is taken")
+    parser.add_argument("--builders", type=int, default=3, help="processes of which one at a time takes times")
+    parser.add_argument("--per-process", type=int, default=8, help="cases after which a process is replaced")
+    parser.add_argument("--budget-gib", type=float, default=110.0, help="planned memory on the GPU at once")
+    parser.add_argument("--limit", type=int, default=None, help="no more than so many cases a stage")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the stages; 0 when every row could be written."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    cases, rows = read_cases(args.cases), RowFile(args.out)
+    preload()
+    report = describe_machine()
+    rows.append({"provenance": report})
+    print(json.dumps(report), file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        for index, stage in enumerate(args.stages.split(",")):
+            name, _, seconds = stage.partition(":")
+            if name not in STAGES:
+                raise SystemExit(f"--stages {stage}: the stages are {', '.join(STAGES)}")
+            print(f"== {name} ({seconds} s)", file=sys.stderr, flush=True)
+            chosen = remaining(of_stage(cases, name), rows.rows())[: args.limit]
+            plan = stage_plan(args, name, float(seconds or 1e9))
+            lock = Path(folder) / "gpu.lock" if name in ("anchors", "timed") else None
+            extra = {"run": report["run"], "stage": index}
+            Schedule(plan, server(lock, name), lambda row, extra=extra: rows.append({**row, **extra})).run(chosen)  # type: ignore[misc]
+    return 0
+
+
+def of_stage(cases: list[ZooCase], stage: str) -> list[ZooCase]:
+    """The cases that a stage measures, in the list's order."""
+    if stage == "anchors":
+        return [c for c in cases if c.anchor]
+    if stage == "caps":
+        return [c for c in cases if c.purpose == "min_cap"]
+    labels = [c for c in cases if c.purpose == "labels" and not c.anchor]
+    if stage == "timed":
+        return [c for c in labels if c.timed]
+    if stage == "memory":
+        return [c for c in labels if not c.timed]
+    return [replace(c, timed=False) for c in labels]
+
+
+def stage_plan(args: argparse.Namespace, stage: str, seconds: float) -> Plan:
+    """Processes, GPU budget and time of a stage."""
+    if stage in ("anchors", "timed"):
+        return Plan(args.builders, 40, args.budget_gib * 1024, seconds)
+    if stage == "caps":
+        return Plan(args.workers, 1, args.budget_gib * 1024, seconds, case_seconds=120.0)
+    return Plan(args.workers, args.per_process, args.budget_gib * 1024, seconds)
+
+
+def preload() -> None:
+    """Imports what every worker needs, once, before the first fork; then takes it out of the collector's sight.
+
+    A collection in a forked process would otherwise walk, and so copy, every object of the libraries.
+    """
+    import timm  # noqa: F401
+    import torch
+    import torch.export
+    import torch.utils.flop_counter  # noqa: F401
+    import transformers
+
+    from dippm.zoo import handwritten, random_networks  # noqa: F401
+
+    torch.set_num_threads(1)
+    for kind in ("bert", "gpt2", "llama", "t5", "wav2vec2"):
+        transformers.AutoModel._model_mapping[type(transformers.AutoConfig.for_model(kind))]
+    transformers.logging.set_verbosity_error()
+    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)).module()
+    gc.collect()
+    gc.freeze()
+
+
+def server(lock: Path | None, stage: str) -> Any:
+    """What a worker process does: measures each case that comes down its pipe, until an empty one."""
+
+    def serve(pipe: Connection, allocator: Allocator) -> None:
+        import warnings
+
+        import torch
+
+        from dippm.measure.memory import set_allocator
+        from dippm.measure.nvml import open_gpu
+        from dippm.measure.worker import Bench, measure_case
+
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        if lock is not None:
+            pin(os.getpid() % 4)
+        if stage != "caps":
+            set_allocator(allocator)
+        bench = Bench(open_gpu(), lock)
+        while line := pipe.recv():
+            row = measure_case(ZooCase.from_json(line), bench)
+            pipe.send_bytes(json.dumps(row).encode())
+
+    return serve
+
+
+def describe_machine() -> dict[str, Any]:
+    """Provenance of this run, with the card's idle power over two seconds; asked in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_describe, args=(theirs,))
+    process.start()
+    theirs.close()
+    report: dict[str, Any] = ours.recv()
+    process.join()
+    return report
+
+
+def _describe(pipe: Connection) -> None:
+    import torch
+
+    from dippm.measure.nvml import open_gpu
+    from dippm.measure.provenance import provenance
+
+    gpu = open_gpu()
+    torch.cuda.init()
+    energy, begun = gpu.energy_j(), time.perf_counter()
+    time.sleep(2.0)
+    idle = (gpu.energy_j() - energy) / (time.perf_counter() - begun)
+    pipe.send({**provenance(gpu), "idle_w": round(idle, 2), "idle_used_mib": round(gpu.used_mib(), 1)})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="dippm measure", description=__doc__)
+    add_arguments(parser)
+    raise SystemExit(run(parser.parse_args()))

@@ -1,0 +1,49 @@
+"""What the driver says of the GPU: memory of a process, energy counter, names and versions (NVML)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 2.0**20
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU seen through NVML. `open_gpu` makes it; it must be made anew after a fork."""
+
+    nvml: Any
+    handle: Any
+
+    def energy_j(self) -> float:
+        """Energy since the driver was loaded, J (`nvmlDeviceGetTotalEnergyConsumption`)."""
+        return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
+
+    def process_mib(self, pid: int | None = None) -> float | None:
+        """Memory that the driver books on a process, MiB; None where it does not say (foreign pid namespace)."""
+        wanted = os.getpid() if pid is None else pid
+        for process in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
+            if process.pid == wanted and process.usedGpuMemory is not None:
+                return float(process.usedGpuMemory) / MIB
+        return None
+
+    def used_mib(self) -> float:
+        """Memory in use on the whole GPU, MiB."""
+        return float(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used) / MIB
+
+    def describe(self) -> dict[str, str]:
+        """Name, UUID and driver version."""
+        return {
+            "gpu": str(self.nvml.nvmlDeviceGetName(self.handle)),
+            "gpu_uuid": str(self.nvml.nvmlDeviceGetUUID(self.handle)),
+            "driver": str(self.nvml.nvmlSystemGetDriverVersion()),
+        }
+
+
+def open_gpu(index: int = 0) -> Gpu:
+    """Opens NVML in this process. Raises pynvml.NVMLError where there is no driver."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))

@@ -1,0 +1,1 @@
+"""The network: PMGNS with its featurizer, its tables and its bundle."""

@@ -1,0 +1,85 @@
+"""Upper bounds from conformal prediction, by what is known of the model.
+
+Scores are log(measured / predicted) on cases that the prediction was not trained on. Two situations:
+
+- `known`: (nearly) every operator of the graph was measured. Split conformal over cases (Vovk et al. 2005): the
+  ceil((n + 1)(1 - risk))-th smallest score.
+- `unknown`: an architecture unlike those measured. Hierarchical conformal over families (Lee, Barber, Willett 2023):
+  each of K families weighs 1 / (K + 1), its cases share that, and 1 / (K + 1) stands at infinity. So a risk under
+  1 / (K + 1) cannot be stated; the smallest that can is used and named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+RISKS_PERCENT: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
+MINIMUM_CASES = 20
+MINIMUM_FAMILIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class UpperBound:
+    """Factor from an estimate to its upper bound."""
+
+    factor: float
+    """At least 1."""
+    risk_percent: float | None
+    """Share of such cases that may lie above; None: `uncalibrated`."""
+    basis: str
+    """`known`, `unknown` (families) or `uncalibrated`."""
+    sample: int
+    """Cases (known) or families (unknown) that it stands on."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a risk may be stated with it."""
+        return self.risk_percent is not None
+
+
+def known_bounds(scores: Sequence[float]) -> dict[float, float]:
+    """Factor for each of `RISKS_PERCENT` that so many cases support."""
+    ordered = sorted(scores)
+    count = len(ordered)
+    if count < MINIMUM_CASES:
+        return {}
+    bounds: dict[float, float] = {}
+    for risk in RISKS_PERCENT:
+        rank = math.ceil((count + 1) * (1 - risk / 100))
+        if rank <= count:
+            bounds[risk] = math.exp(max(0.0, ordered[rank - 1]))
+    return bounds
+
+
+def unknown_bounds(scores: Mapping[str, Sequence[float]]) -> dict[float, float]:
+    """Factor for each risk, and for the smallest risk that the families support, from scores by family."""
+    families = len(scores)
+    if families < MINIMUM_FAMILIES:
+        return {}
+    weighted = sorted((s, 1 / (families + 1) / len(group)) for group in scores.values() for s in group)
+    least = math.ceil(1000 / (families + 1)) / 10
+    bounds: dict[float, float] = {}
+    for risk in sorted({least, *(r for r in RISKS_PERCENT if r > least)}):
+        mass = 0.0
+        for score, weight in weighted:
+            mass += weight
+            if mass >= 1 - risk / 100 - 1e-12:
+                bounds[risk] = math.exp(max(0.0, score))
+                break
+    return bounds
+
+
+def choose(
+    bounds: Mapping[float, float], risk_percent: float, *, basis: str, sample: int, otherwise: float
+) -> UpperBound:
+    """The bound of the largest calibrated risk not above the one asked for, else of the smallest there is.
+
+    `otherwise` is the factor where nothing is calibrated.
+    """
+    if not bounds:
+        return UpperBound(otherwise, None, "uncalibrated", sample)
+    below = [risk for risk in bounds if risk <= risk_percent]
+    risk = max(below) if below else min(bounds)
+    return UpperBound(bounds[risk], risk, basis, sample)

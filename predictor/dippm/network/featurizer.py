@@ -1,0 +1,157 @@
+"""Graph and case in, arrays out: what the network sees.
+
+Nodes carry the paper's 32 features (`dippm.features`, Algorithm 1) and, beside them, the operator's workload on a log
+scale; the kind is an index of its own (an embedding), with `unknown` as a slot. Edges are the data flow, both ways.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from dippm.case import Case, Mode, Precision, Runtime
+from dippm.features import node_features, static_features
+from dippm.graph import ModelGraph
+from dippm.network.roofline import on_tensor_cores, peak_flops, roofline_us
+from dippm.network.workload import Workload, workloads
+from dippm.vocabulary import INDEX
+
+VERSION = 1
+"""Raised whenever a column changes its meaning; a bundle of another version is refused."""
+
+PAPER_WIDTH = 32
+_DTYPES = ("float32", "float16", "bfloat16", "int64")
+_PRECISIONS = tuple(Precision)
+_MODES = tuple(Mode)
+_LOG_COLUMNS = (
+    "macs", "bytes_in", "bytes_out", "bytes_weight", "elements_in", "elements_out", "m", "n", "k", "products",
+    "channels_in", "channels_out", "positions_in", "positions_out", "kernel_h", "kernel_w", "stride_h", "stride_w",
+    "dilation", "groups", "last", "bytes_moved", "roofline_us", "intensity", "flops_time", "output_tiles",
+    "group_width",
+)  # fmt: skip
+_FLAG_COLUMNS = (
+    "is_view", "in_place", "transposed", "depthwise", "pointwise", "tensor_cores", "m_div8", "n_div8", "k_div8",
+    "k_div4", "channels_in_div8", "channels_out_div8", "last_div8", "no_input", "fits_l2", "rank_3", "rank_4",
+)  # fmt: skip
+NODE_COLUMNS: tuple[str, ...] = (
+    *(f"paper_{i}" for i in range(PAPER_WIDTH)),
+    *(f"log_{name}" for name in _LOG_COLUMNS),
+    *_FLAG_COLUMNS,
+    *(f"dtype_{name}" for name in _DTYPES),
+    *(f"precision_{p.value}" for p in _PRECISIONS),
+    *(f"mode_{m.value}" for m in _MODES),
+)
+_RUNTIMES = (Runtime.EAGER, Runtime.GRAPH, Runtime.TORCHSCRIPT)
+STATIC_COLUMNS: tuple[str, ...] = (
+    "log_macs", "log_batch", "log_convs", "log_denses", "log_relus", "log_operators", "log_roofline_ms",
+    "log_weight_bytes", "log_largest_output",
+    *(f"precision_{p.value}" for p in _PRECISIONS),
+    *(f"mode_{m.value}" for m in _MODES),
+    *(f"runtime_{r.value}" for r in _RUNTIMES),
+)  # fmt: skip
+L2_BYTES = 50 * 2**20
+
+
+@dataclass(frozen=True)
+class Featurized:
+    """One case as arrays (not yet standardised)."""
+
+    work: tuple[Workload, ...]
+    nodes: npt.NDArray[np.float32]
+    """[n_operators, len(NODE_COLUMNS)]."""
+    kinds: npt.NDArray[np.int64]
+    """[n_operators], indices into `dippm.vocabulary.KINDS`."""
+    edges: npt.NDArray[np.int64]
+    """[2, n_edges]: source, destination; data flow and its reverse, sorted by destination."""
+    statics: npt.NDArray[np.float32]
+    """[len(STATIC_COLUMNS)]."""
+
+    @cached_property
+    def log_roofline(self) -> npt.NDArray[np.float64]:
+        """log of `roofline_us`, [n_operators]: what the kernel times are residuals over."""
+        return self.nodes[:, _ROOFLINE_COLUMN].astype(np.float64)
+
+
+_ROOFLINE_COLUMN = NODE_COLUMNS.index("log_roofline_us")
+
+
+def featurize(graph: ModelGraph, case: Case) -> Featurized:
+    """Arrays of a graph that is already cast to the case's precision."""
+    work = workloads(graph)
+    paper = np.asarray(node_features(graph), dtype=np.float32).reshape(len(work), PAPER_WIDTH)
+    nodes = np.concatenate([paper, _node_rows(work, case)], axis=1)
+    return Featurized(
+        work=work,
+        nodes=nodes,
+        kinds=np.array([INDEX.get(w.kind, 0) for w in work], dtype=np.int64),
+        edges=both_ways(graph.edges),
+        statics=_static_row(graph, case, work),
+    )
+
+
+def both_ways(edges: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int64]:
+    """Data-flow edges and their reverse as [2, 2 x n_edges], sorted by destination."""
+    forward = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    both = np.concatenate([forward, forward[::-1]], axis=1)
+    return np.ascontiguousarray(both[:, np.lexsort((both[0], both[1]))])
+
+
+def _node_rows(work: Sequence[Workload], case: Case) -> npt.NDArray[np.float32]:
+    """Workload columns of each operator, [n, len(NODE_COLUMNS) - PAPER_WIDTH]."""
+    if not work:
+        return np.zeros((0, len(NODE_COLUMNS) - PAPER_WIDTH), dtype=np.float32)
+    logs = np.array([_magnitudes(w, case.precision) for w in work], dtype=np.float64)
+    roofline = logs[:, _LOG_COLUMNS.index("roofline_us")].copy()
+    logs = np.log1p(logs)
+    logs[:, _LOG_COLUMNS.index("roofline_us")] = np.log(roofline)
+    flags = np.array([_flags(w, case.precision) for w in work], dtype=np.float64)
+    constant = [
+        *(float(case.precision is precision) for precision in _PRECISIONS),
+        *(float(case.mode is mode) for mode in _MODES),
+    ]
+    rows = np.concatenate([logs, flags, np.tile(constant, (len(work), 1))], axis=1)
+    return rows.astype(np.float32)
+
+
+def _magnitudes(w: Workload, precision: Precision) -> tuple[float, ...]:
+    """By `_LOG_COLUMNS`, before the logarithm."""
+    moved = w.bytes_moved
+    tiles = w.products * -(-w.m // 128) * -(-w.n // 128)
+    return (
+        w.macs, w.bytes_in, w.bytes_out, w.bytes_weight, w.elements_in, w.elements_out, w.m, w.n, w.k, w.products,
+        w.channels_in, w.channels_out, w.positions_in, w.positions_out, *w.kernel, *w.stride,
+        w.dilation, w.groups, w.last, moved, roofline_us(w, precision), 2 * w.macs / moved if moved else 0.0,
+        2e6 * w.macs / peak_flops(w, precision), tiles, w.channels_in // w.groups,
+    )  # fmt: skip
+
+
+def _flags(w: Workload, precision: Precision) -> tuple[bool, ...]:
+    """By `_FLAG_COLUMNS` and `_DTYPES`."""
+    return (
+        w.is_view, w.in_place, w.transposed, w.groups > 1 and w.groups == w.channels_in, w.kernel == (1, 1),
+        on_tensor_cores(w, precision), w.m % 8 == 0, w.n % 8 == 0, w.k % 8 == 0, w.k % 4 == 0,
+        w.channels_in % 8 == 0, w.channels_out % 8 == 0, w.last % 8 == 0, w.bytes_in == 0, w.bytes_moved < L2_BYTES,
+        w.rank == 3, w.rank == 4, *(w.dtype == dtype for dtype in _DTYPES),
+    )  # fmt: skip
+
+
+def _static_row(graph: ModelGraph, case: Case, work: tuple[Workload, ...]) -> npt.NDArray[np.float32]:
+    """The paper's five static features (equation 1) on a log scale, and the case beside them."""
+    static = static_features(graph)
+    weights = sum(graph.values[i].spec.nbytes for i in graph.parameter_ids)
+    row = [
+        *(math.log1p(v) for v in (static.macs, static.batch, static.convs, static.denses, static.relus)),
+        math.log1p(len(work)),
+        math.log(max(1e-6, sum(roofline_us(w, case.precision) for w in work if not w.is_view) / 1e3)),
+        math.log1p(weights),
+        math.log1p(max((w.bytes_out for w in work), default=0)),
+        *(float(case.precision is precision) for precision in _PRECISIONS),
+        *(float(case.mode is mode) for mode in _MODES),
+        *(float(case.runtime is runtime) for runtime in _RUNTIMES),
+    ]
+    return np.array(row, dtype=np.float32)

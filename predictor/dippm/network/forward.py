@@ -1,0 +1,92 @@
+"""The forward pass of PMGNS in NumPy: the same numbers as `dippm.network.model`, without importing PyTorch.
+
+A prediction is one pass over a few hundred nodes; importing PyTorch and PyTorch Geometric for it takes several
+seconds, the pass itself milliseconds. Names of weights are those of the module's `state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Weights = Mapping[str, Array]
+LAYER_NORM_EPSILON = 1e-5
+INPUT_LIMIT = 8.0
+"""Standardised inputs are cut off here: a graph unlike any other must not drive the network anywhere."""
+
+
+def forward(
+    weights: Weights,
+    nodes: Array,
+    kinds: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.int64],
+    statics: Array,
+    *,
+    blocks: int,
+    with_edges: bool = True,
+) -> tuple[Array, Array]:
+    """One graph: ([n, operator columns], [graph columns]).
+
+    Nodes [n, node columns] and statics [static columns] are standardised; kinds [n]; edges [2, e] are sorted
+    by destination.
+    """
+    x = np.concatenate([nodes, weights["kinds.weight"][kinds]], axis=1)
+    embedded = _embed(weights, x, edges if with_edges else edges[:, :0], blocks)
+    hidden = _dense(weights, "operator_block", np.concatenate([embedded, x], axis=1))
+    operators = _linear(weights, "operator_out", hidden)
+    pooled = embedded.mean(axis=0) if len(embedded) else np.zeros(embedded.shape[1], dtype=np.float32)
+    y = np.concatenate([pooled, statics])[None, :]
+    for index in range(blocks):
+        y = _dense(weights, f"dense.{index}", y)
+    return operators, _linear(weights, "graph_out", y)[0]
+
+
+def standardise(x: Array, mean: Array, scale: Array) -> Array:
+    """(x - mean) / scale, cut off at `INPUT_LIMIT`."""
+    clipped: Array = np.clip((x - mean) / scale, -INPUT_LIMIT, INPUT_LIMIT)
+    return clipped
+
+
+def _embed(weights: Weights, x: Array, edges: npt.NDArray[np.int64], blocks: int) -> Array:
+    """The GraphSAGE blocks (Hamilton et al. 2017, mean aggregator): lin_l(mean of neighbours) + lin_r(self)."""
+    for index in range(blocks):
+        name = f"sage.{index}"
+        y = neighbour_mean(x, edges) @ weights[f"{name}.conv.lin_l.weight"].T
+        y += weights[f"{name}.conv.lin_l.bias"]
+        y += x @ weights[f"{name}.conv.lin_r.weight"].T
+        y = np.maximum(_layer_norm(weights, f"{name}.norm", y), 0.0)
+        x = x + y if x.shape[1] == y.shape[1] else y
+    return x
+
+
+def neighbour_mean(x: Array, edges: npt.NDArray[np.int64]) -> Array:
+    """Mean over each node's in-neighbours, zeros where it has none. Edges [2, e] are sorted by destination."""
+    out = np.zeros_like(x)
+    if edges.shape[1] == 0:
+        return out
+    destinations, starts, counts = np.unique(edges[1], return_index=True, return_counts=True)
+    sums = np.add.reduceat(x[edges[0]], starts, axis=0)
+    out[destinations] = sums / counts[:, None].astype(np.float32)
+    return out
+
+
+def _dense(weights: Weights, name: str, x: Array) -> Array:
+    y: Array = np.maximum(_layer_norm(weights, f"{name}.norm", _linear(weights, f"{name}.linear", x)), 0.0)
+    return y
+
+
+def _linear(weights: Weights, name: str, x: Array) -> Array:
+    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def _layer_norm(weights: Weights, name: str, x: Array) -> Array:
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    y: Array = centred / np.sqrt(variance + LAYER_NORM_EPSILON)
+    y *= weights[f"{name}.weight"]
+    y += weights[f"{name}.bias"]
+    return y

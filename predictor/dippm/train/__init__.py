@@ -1,0 +1,1 @@
+"""Training: from measured cases to a bundle."""

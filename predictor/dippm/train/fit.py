@@ -1,0 +1,192 @@
+"""From trained networks to a bundle: tables, costs, the graph level and the calibration.
+
+The graph level learns what is left over after composing, so it must be shown compositions by networks that had not
+seen the case; so must the calibration. Steps:
+
+1. each fold's cases are estimated by the network trained without the fold, with tables and costs of the other folds;
+2. they are composed (memory replayed, clocks walked) and held against the labels;
+3. the graph level is trained on the log residuals, cross-fitted, and used as far as it helped;
+4. bounds are set from the scores that remain;
+5. the bundle is the network, tables, costs and graph level of all cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dippm.network import lookup
+from dippm.network.bundle import Bundle, Estimates
+from dippm.network.compose import Composition, compose
+from dippm.network.costs import EnergyCost, HostCost, energy_terms, kind_counts
+from dippm.network.featurizer import featurize
+from dippm.network.model import GRAPH_COLUMNS, OPERATOR_COLUMNS, PMGNS
+from dippm.network.schema import Schema
+from dippm.network.workload import workloads
+from dippm.train.corpus import Corpus
+from dippm.train.costs import fit_energy, fit_gap_us, fit_host
+from dippm.train.labels import TARGETS, MeasuredCase
+from dippm.train.trainer import Scales
+
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The measured cases beside their corpus (same order)."""
+
+    cases: Sequence[MeasuredCase]
+    corpus: Corpus
+    device: str
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Fitted costs."""
+
+    gap_us: float
+    host: HostCost
+    energy: EnergyCost
+
+
+def fit_costs(data: Prepared, of: Index) -> Costs:
+    """Costs from some of the cases: those whose operators, time and energy were all measured."""
+    corpus = data.corpus
+    sums, counts, device = [], [], []
+    kinds, host = [], []
+    terms, latency, energy = [], [], []
+    for g in of:
+        labels, here = data.cases[g].labels, corpus.nodes_of(int(g))
+        us, runs = corpus.kernel_us[here].astype(np.float64), corpus.kernels[here]
+        if math.isfinite(labels.host_ms):
+            kinds.append(kind_counts(corpus.kinds[here].astype(np.int64)))
+            host.append(labels.host_ms)
+        if not np.isfinite(us).all() or not math.isfinite(labels.device_ms):
+            continue
+        sums.append(float(us.sum()))
+        counts.append(int(runs.sum()))
+        device.append(labels.device_ms)
+        if math.isfinite(labels.energy_j) and math.isfinite(labels.latency_ms):
+            example = data.cases[g].example
+            terms.append(energy_terms(workloads(example.graph), example.case.precision, us).sum(axis=0))
+            latency.append(labels.latency_ms / 1e3)
+            energy.append(labels.energy_j)
+    return Costs(
+        gap_us=fit_gap_us(sums, counts, device),
+        host=fit_host(np.array(kinds), np.array(host)),
+        energy=fit_energy(np.array(terms), np.array(latency), np.array(energy)),
+    )
+
+
+def table_of(corpus: Corpus, of: Index) -> lookup.Table:
+    """Measured operators of some of the cases, by signature. Views are left out: they cost nothing."""
+    nodes = np.concatenate([np.arange(corpus.node_start[g], corpus.node_start[g + 1]) for g in of])
+    nodes = nodes[corpus.workspace_bytes[nodes] >= 0]
+    return lookup.build(
+        corpus.keys[nodes].tolist(), corpus.workspace_bytes[nodes], corpus.kernel_us[nodes], corpus.kernels[nodes]
+    )
+
+
+def assemble(model: PMGNS, scales: Scales, table: lookup.Table, costs: Costs, device: str, **described: Any) -> Bundle:
+    """A bundle without graph level and bounds, unless `described` brings them."""
+    schema = Schema(
+        device=device,
+        hyper=asdict(model.hyper),
+        operator_columns=OPERATOR_COLUMNS,
+        graph_columns=GRAPH_COLUMNS,
+        graph_shrink=described.pop("graph_shrink", {}),
+        gap_us=costs.gap_us,
+        host_pass_us=costs.host.pass_us,
+        static_w=costs.energy.static_w,
+        energy=dict(costs.energy.coefficients),
+        bounds=described.pop("bounds", {}),
+        **described,
+    )
+    return Bundle(
+        schema=schema,
+        weights={name: tensor.detach().cpu().numpy().astype(np.float32) for name, tensor in model.state_dict().items()},
+        node_mean=scales.node_mean,
+        node_scale=scales.node_scale,
+        static_mean=scales.static_mean,
+        static_scale=scales.static_scale,
+        table=table,
+        kind_us=costs.host.kind_us,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """One case as a bundle that never saw its architecture estimated it."""
+
+    index: int
+    estimates: Estimates
+    composed: Composition
+
+
+def hold_back(bundle: Bundle, data: Prepared, of: Index, tick: Callable[[], None] = lambda: None) -> list[HeldBack]:
+    """Steps 1 and 2 for the cases of one fold."""
+    out = []
+    for g in of:
+        example = data.cases[g].example
+        features = featurize(example.graph, example.case)
+        rows = bundle.rows_of(example.graph, example.case)
+        operators, residuals = bundle.network(features)
+        estimates = bundle.assemble(features, example.case, rows, operators, residuals)
+        out.append(HeldBack(int(g), estimates, compose(example.graph, example.case, estimates)))
+        tick()
+    return out
+
+
+def residuals_of(data: Prepared, held: Sequence[HeldBack]) -> npt.NDArray[np.float32]:
+    """log(measured / composed) by `GRAPH_COLUMNS`, [cases, columns]; NaN where it was not measured."""
+    names = {"allocated": "allocated_bytes", "reserved": "reserved_bytes"}
+    out = np.full((len(data.cases), len(GRAPH_COLUMNS)), np.nan, dtype=np.float32)
+    for h in held:
+        for column, target in enumerate(GRAPH_COLUMNS):
+            name = names.get(target, target)
+            measured, composed = getattr(data.cases[h.index].labels, name), getattr(h.composed, name)
+            if math.isfinite(measured) and measured > 0 and composed > 0:
+                out[h.index, column] = math.log(measured / composed)
+    return out
+
+
+def shrink_of(measured: npt.NDArray[np.float32], predicted: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Share of each column's predicted residual that left the least absolute log error, on cross-fitted predictions."""
+    out = {}
+    for column, name in enumerate(GRAPH_COLUMNS):
+        known = np.isfinite(measured[:, column])
+        if not known.any():
+            out[name] = 0.0
+            continue
+        y, x = measured[known, column], predicted[known, column]
+        grid = (0.0, 0.25, 0.5, 0.75, 1.0)
+        errors = [float(np.abs(y - share * x).mean()) for share in grid]
+        out[name] = grid[int(np.argmin(errors))]
+    return out
+
+
+def with_residuals(estimates: Estimates, predicted: npt.NDArray[np.float32], shrink: dict[str, float]) -> Estimates:
+    """The estimates with another graph level's residuals."""
+    values = zip(GRAPH_COLUMNS, predicted, strict=True)
+    return replace(estimates, log_residuals={name: float(v) * shrink.get(name, 0.0) for name, v in values})
+
+
+def statistics_of(cases: Sequence[MeasuredCase]) -> dict[str, dict[str, float]]:
+    """Count, median and range of each label."""
+    out = {}
+    for name in TARGETS:
+        values = np.array([getattr(c.labels, name) for c in cases], dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if len(values):
+            out[name] = {
+                "count": float(len(values)),
+                "median": float(np.median(values)),
+                "least": float(values.min()),
+                "greatest": float(values.max()),
+            }
+    return out

@@ -1,0 +1,158 @@
+"""Draws the list of cases from the catalogue: batch, precision, mode, runtime and allocator, spread on purpose.
+
+Every list is shuffled in strata, so that any prefix of it holds each super-family, precision and footprint in
+proportion: a run that stops early still leaves a usable data set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TypeVar
+
+from dippm.case import Allocator, Mode, Precision, Runtime
+from dippm.zoo.case import ZooCase
+from dippm.zoo.catalogue import Member
+from dippm.zoo.planning import Plan
+
+T = TypeVar("T")
+
+CONTEXT_MIB = 700.0
+"""CUDA context and kernels of one process on a Hopper card, for planning only."""
+BATCHES = (1, 1, 2, 3, 4, 6, 8, 8, 12, 16, 16, 20, 24, 32, 32, 48, 64, 64, 96, 128, 128, 192, 256, 256, 384, 512)
+PRECISIONS = (Precision.FP32,) * 7 + (Precision.FP16,) * 6 + (Precision.BF16,) * 5 + (Precision.TF32,) * 2
+TFLOPS = {Precision.FP32: 45.0, Precision.TF32: 120.0, Precision.FP16: 250.0, Precision.BF16: 250.0}
+"""Rates assumed when the list is drawn (10^12 operations a second), far under the card's peak on purpose."""
+RANDOM_SHARE = 0.5
+"""Random networks are drawn half as often as named ones."""
+LONGEST_MS = 700.0
+LONGEST_TIMED_MS = 300.0
+LARGEST_MIB = 62_000.0
+
+
+def planned(plan: Plan, batch: int, precision: Precision, mode: Mode) -> tuple[float, float, float]:
+    """(footprint MiB, activations MiB, device ms) expected of a case."""
+    scale = 0.5 if precision in (Precision.FP16, Precision.BF16) else 1.0
+    live = plan.written_mib if mode is Mode.AUTOGRAD else plan.activations_mib * 1.4
+    activations = live * batch * scale
+    footprint = CONTEXT_MIB + plan.weights_mib * scale + activations + 34
+    milliseconds = plan.gflop * batch / TFLOPS[precision] + 3 * plan.written_mib * batch * scale / 2.5e3
+    return footprint, activations, milliseconds + 0.01 * plan.operators
+
+
+def stratified(items: Iterable[T], stratum: Callable[[T], Hashable], seed: int) -> list[T]:
+    """Shuffles so that every prefix holds each stratum in proportion, within one item of its share."""
+    random = Random(f"strata {seed}")
+    groups: dict[Hashable, list[T]] = defaultdict(list)
+    for item in items:
+        groups[stratum(item)].append(item)
+    placed: list[tuple[float, int, T]] = []
+    for group in groups.values():
+        random.shuffle(group)
+        offset = random.random()
+        placed += [((rank + offset) / len(group), len(placed) + rank, item) for rank, item in enumerate(group)]
+    placed.sort(key=lambda entry: entry[:2])
+    return [item for _, _, item in placed]
+
+
+def networks_first(cases: Iterable[ZooCase]) -> list[ZooCase]:
+    """Each network's first case before any network's second, and so on; otherwise in the order given."""
+    count: dict[str, int] = defaultdict(int)
+    rounds: list[tuple[int, ZooCase]] = []
+    for case in cases:
+        rounds.append((count[case.network.key], case))
+        count[case.network.key] += 1
+    return [case for _, case in sorted(rounds, key=lambda entry: entry[0])]
+
+
+def _batch_for(plan: Plan, precision: Precision, mode: Mode, longest_ms: float, random: Random) -> int | None:
+    """A batch whose footprint comes near one drawn evenly on a log scale; None where even one sample is too much."""
+    goal = math.exp(random.uniform(math.log(800), math.log(LARGEST_MIB)))
+    allowed = [
+        batch
+        for batch in sorted({*BATCHES, random.randint(1, 512), random.randint(1, 64)})
+        if (cost := planned(plan, batch, precision, mode))[2] <= longest_ms and cost[0] <= LARGEST_MIB
+    ]
+    if not allowed:
+        return None
+    if random.random() < 0.45:
+        return random.choice([b for b in BATCHES if b in allowed] or allowed)
+    return min(allowed, key=lambda b: abs(math.log(planned(plan, b, precision, mode)[0] / goal)))
+
+
+def _draw(member: Member, plan: Plan, random: Random, *, timed: bool) -> ZooCase | None:
+    precision = random.choice(PRECISIONS)
+    if plan.weights_mib > 9_000:
+        precision = Precision.BF16
+    mode, runtime, allocator = Mode.INFERENCE, Runtime.EAGER, Allocator.DEFAULT
+    if not timed:
+        kind = random.random()
+        if kind < 0.30:
+            runtime = Runtime.GRAPH
+        elif kind < 0.42:
+            mode = Mode.AUTOGRAD
+        elif kind < 0.46:
+            mode = Mode.NO_GRAD
+        if random.random() < 0.2:
+            allocator = Allocator.EXPANDABLE
+    batch = _batch_for(plan, precision, mode, LONGEST_TIMED_MS if timed else LONGEST_MS, random)
+    if batch is None:
+        return None
+    footprint, _, milliseconds = planned(plan, batch, precision, mode)
+    return ZooCase(
+        member.network, batch, precision, mode, runtime, allocator, member.family, member.super_family,
+        timed=timed, planned_mib=round(footprint, 1), planned_ms=round(milliseconds, 3),
+    )  # fmt: skip
+
+
+def _stratum(case: ZooCase) -> Hashable:
+    return case.super_family, case.precision.float_dtype, case.runtime, int(math.log2(case.planned_mib / 700))
+
+
+def declare(
+    members: Sequence[Member], plans: dict[str, Plan], *, seed: int, timed: int, memory: int, caps: int = 0
+) -> list[ZooCase]:
+    """About `timed` cases with time, `memory` with memory alone and `caps` searches for the smallest cap, no case twice.
+
+    Networks without a plan are left out. The same arguments give the same list on every machine.
+    """
+    random = Random(f"cases {seed}")
+    usable = [m for m in members if m.network.key in plans]
+    seen: set[str] = set()
+    lists: list[list[ZooCase]] = []
+    for count, is_timed in ((timed, True), (memory, False)):
+        drawn: list[ZooCase] = []
+        rounds: list[Member] = []
+        for _ in range(count * 4):
+            if not rounds:
+                rounds = [m for m in random.sample(usable, len(usable)) if m.family != "random" or random.random() < RANDOM_SHARE]
+            member = rounds.pop()
+            case = _draw(member, plans[member.network.key], random, timed=is_timed)
+            if case is not None and case.id not in seen:
+                seen.add(case.id)
+                drawn.append(case)
+            if len(drawn) == count:
+                break
+        lists.append(stratified(drawn, _stratum, seed))
+    searched = stratified(
+        [
+            replace(case, timed=False, purpose="min_cap")
+            for case in (*lists[0], *lists[1])
+            if case.mode is Mode.INFERENCE and case.runtime is Runtime.EAGER and case.planned_ms < 120 and case.planned_mib < 9_000
+        ],
+        _stratum,
+        seed + 1,
+    )[:caps]
+    return [*lists[0], *lists[1], *searched]
+
+
+def anchors(cases: Sequence[ZooCase], count: int = 20) -> list[ZooCase]:
+    """Cases that open and close every run on a GPU: short ones, of different super-families, evenly by footprint."""
+    chosen: dict[str, ZooCase] = {}
+    for case in cases:
+        if case.timed and case.planned_ms < 60 and case.super_family not in chosen:
+            chosen[case.super_family] = replace(case, anchor=True)
+    return list(chosen.values())[:count]

@@ -1,0 +1,109 @@
+"""What a network will roughly need, found by running its Python on the meta device: schedules cases, labels nothing."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import weakref
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dippm.zoo.build import construct, example_inputs, place
+from dippm.zoo.case import Network
+
+MIB = 2.0**20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Costs in fp32: weights of the network, and per sample the live activations, operations and bytes put out."""
+
+    weights_mib: float
+    activations_mib: float
+    """Peak of live tensors per sample of the batch, MiB."""
+    gflop: float
+    """Floating-point operations per sample, 1e9."""
+    written_mib: float
+    """Bytes put out by all operators per sample, MiB."""
+    operators: int
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the storages alive after each operator, through weak references."""
+
+    def __init__(self, placed: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.alive = self.peak = self.written = self.operators = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in placed}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operators += 1
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.alive)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.alive += size
+        self.written += size
+
+        def release() -> None:
+            self._known.discard(key)
+            self.alive -= size
+
+        weakref.finalize(storage, release)
+
+
+class _TruthOnMeta(TorchFunctionMode):
+    """Answers `if tensor` on the meta device with True (mask code asks whether all tokens are attended to)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("__bool__", "item") and args and args[0].device.type == "meta":
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def plan(network: Network, batch: int = 4) -> Plan:
+    """Runs the network once on the meta device at a small batch and divides by it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = place(construct(network), torch.device("meta"), torch.float32)
+        inputs = example_inputs(network.inputs, batch, torch.device("meta"), torch.float32)
+        tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+        weights = sum(t.numel() * t.element_size() for t in tensors.values())
+        live, flops = _LiveBytes([*tensors.values(), *inputs]), FlopCounterMode(display=False)
+        with torch.inference_mode(), _TruthOnMeta(), flops, live:
+            module(*inputs)
+    return Plan(
+        weights_mib=round(weights / MIB, 3),
+        activations_mib=round(live.peak / MIB / batch, 4),
+        gflop=round(flops.get_total_flops() / 1e9 / batch, 4),
+        written_mib=round(live.written / MIB / batch, 4),
+        operators=live.operators,
+    )
+
+
+def read_plans(path: Path) -> dict[str, Plan]:
+    """Plans by network key; networks that could not be planned are left out."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return {row.pop("key"): Plan(**row) for row in rows if "error" not in row}
+
+
+def write_plan(path: Path, network: Network, result: Plan | str) -> None:
+    """Appends a plan, or the sentence that says why there is none."""
+    body = {"key": network.key, **(asdict(result) if isinstance(result, Plan) else {"error": result})}
+    with path.open("a") as out:
+        out.write(json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n")

@@ -1,0 +1,316 @@
+"""The network: featurizer, forward pass, training, tables and bundle, on graphs small enough to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dippm.case import Case, Mode, Precision, Runtime
+from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.network import lookup
+from dippm.network.bundle import Bundle, NoWeightsError, read_bundle, write_bundle
+from dippm.network.costs import ENERGY_COLUMNS, EnergyCost, HostCost
+from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS, featurize
+from dippm.network.forward import forward, neighbour_mean
+from dippm.network.model import PMGNS, Hyperparameters
+from dippm.network.schema import BundleMismatchError
+from dippm.network.workload import workloads
+from dippm.train.corpus import Corpus, Example, OperatorLabels
+from dippm.train.finetune import network_of
+from dippm.train.fit import Costs, assemble, table_of
+from dippm.train.networks import load_network, run, save_network
+from dippm.train.trainer import Scales, Settings, predict_operators, train
+from dippm.vocabulary import KINDS
+
+EAGER = Case(4, Precision.FP32, runtime=Runtime.EAGER)
+TINY = Hyperparameters(hidden=48, head=32)
+COSTS = Costs(
+    gap_us=1.0,
+    host=HostCost(20.0, np.full(len(KINDS), 5.0, dtype=np.float32)),
+    energy=EnergyCost(100.0, dict.fromkeys(ENERGY_COLUMNS, 0.0)),
+)
+
+
+class Builder:
+    """Collects values and operators in the order in which they are called."""
+
+    def __init__(self, batch: int, dtype: str = "float32") -> None:
+        self.batch, self.dtype = batch, dtype
+        self.values: list[Value] = []
+        self.operators: list[Operator] = []
+
+    def value(self, kind: ValueKind, *shape: int, dtype: str | None = None) -> int:
+        """A new input, parameter or constant."""
+        self.values.append(Value(TensorSpec(shape, dtype or self.dtype), kind))
+        return len(self.values) - 1
+
+    def call(
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        shape: Sequence[int],
+        *,
+        alias: int | None = None,
+        **attributes: Attribute,
+    ) -> int:
+        """One operator with one output."""
+        self.values.append(
+            Value(TensorSpec(tuple(shape), self.dtype), ValueKind.RESULT, producer=len(self.operators), alias_of=alias)
+        )
+        output = len(self.values) - 1
+        self.operators.append(Operator(kind, f"aten.{kind}.default", tuple(inputs), (output,), attributes))
+        return output
+
+    def graph(self, inputs: Sequence[int], outputs: Sequence[int]) -> ModelGraph:
+        """The finished graph."""
+        return ModelGraph(
+            tuple(self.values), tuple(self.operators), tuple(inputs), tuple(outputs), self.batch, format="pt2"
+        )
+
+
+def residual_network(
+    batch: int, width: int = 16, blocks: int = 2, size: int = 16, dtype: str = "float32"
+) -> ModelGraph:
+    """conv, then blocks of conv, batch_norm, relu and an addition, then a mean and a linear layer."""
+    b = Builder(batch, dtype)
+    image = b.value(ValueKind.INPUT, batch, 3, size, size)
+    x = b.call(
+        "conv2d", (image, b.value(ValueKind.PARAMETER, width, 3, 3, 3)), (batch, width, size, size),
+        kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1,
+    )  # fmt: skip
+    for _ in range(blocks):
+        y = b.call(
+            "conv2d", (x, b.value(ValueKind.PARAMETER, width, width, 3, 3)), (batch, width, size, size),
+            kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1,
+        )  # fmt: skip
+        y = b.call(
+            "batch_norm", (y, *(b.value(ValueKind.PARAMETER, width) for _ in range(4))), (batch, width, size, size)
+        )
+        y = b.call("relu", (y,), (batch, width, size, size), alias=y)
+        x = b.call("add", (x, y), (batch, width, size, size))
+    x = b.call("adaptive_avg_pool2d", (x,), (batch, width, 1, 1), output_size=(1, 1))
+    x = b.call("flatten", (x,), (batch, width), alias=x)
+    x = b.call("linear", (x, b.value(ValueKind.PARAMETER, 10, width), b.value(ValueKind.PARAMETER, 10)), (batch, 10))
+    return b.graph((image,), (x,))
+
+
+def token_mixer(batch: int, width: int = 32, tokens: int = 12, layers: int = 2, dtype: str = "float32") -> ModelGraph:
+    """Layers of layer_norm, linear, gelu, linear and an addition."""
+    b = Builder(batch, dtype)
+    x = start = b.value(ValueKind.INPUT, batch, tokens, width)
+    for _ in range(layers):
+        norm = (x, b.value(ValueKind.PARAMETER, width), b.value(ValueKind.PARAMETER, width))
+        y = b.call("layer_norm", norm, (batch, tokens, width))
+        y = b.call("linear", (y, b.value(ValueKind.PARAMETER, 4 * width, width)), (batch, tokens, 4 * width))
+        y = b.call("gelu", (y,), (batch, tokens, 4 * width))
+        y = b.call("linear", (y, b.value(ValueKind.PARAMETER, width, 4 * width)), (batch, tokens, width))
+        x = b.call("add", (x, y), (batch, tokens, width))
+    return b.graph((start,), (x,))
+
+
+def labels_of(graph: ModelGraph, case: Case) -> OperatorLabels:
+    """Labels by a plain rule that a network can learn: convolutions are slow and need a workspace, others are not."""
+    features = featurize(graph, case)
+    view = np.array([w.is_view for w in features.work])
+    slow = np.array([3.0 if w.kind == "conv2d" else 1.5 for w in features.work])
+    workspace = np.array([w.bytes_in + w.bytes_out if w.kind == "conv2d" else 0 for w in features.work])
+    return OperatorLabels(
+        workspace_bytes=workspace.astype(np.int64),
+        kernel_us=np.where(view, 0.0, slow * np.exp(features.log_roofline)),
+        kernels=np.where(view, 0, 1).astype(np.int64),
+    )
+
+
+def examples(count: int = 8) -> list[Example]:
+    """Cases of two architectures at growing batch sizes, in four groups."""
+    out = []
+    for index in range(count):
+        graph = (residual_network if index % 2 else token_mixer)(2 ** (1 + index // 2))
+        case = replace(EAGER, batch=graph.batch)
+        out.append(Example(f"case{index}", f"net{index % 2}", f"group{index % 4}", graph, case, labels_of(graph, case)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return Corpus.of(examples())
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Corpus) -> tuple[PMGNS, Scales]:
+    torch.set_num_threads(1)
+    settings = Settings(epochs=80, nodes_per_step=64, learning_rate=3e-3)
+    return train(corpus, np.arange(len(corpus)), TINY, settings)
+
+
+def bundle_of(corpus: Corpus, trained: tuple[PMGNS, Scales], *, table: bool) -> Bundle:
+    measured = table_of(corpus, np.arange(len(corpus))) if table else lookup.EMPTY
+    return assemble(*trained, measured, COSTS, "H200")
+
+
+def test_workload_of_a_convolution_counts_what_it_multiplies_and_moves() -> None:
+    work = workloads(residual_network(4, width=16, size=16))[0]
+    assert work.macs == 4 * 16 * 16 * 16 * 27
+    assert (work.m, work.n, work.k, work.products) == (4 * 16 * 16, 16, 27, 1)
+    assert work.bytes_in == 4 * 3 * 16 * 16 * 4
+    assert work.bytes_out == 4 * 16 * 16 * 16 * 4
+    assert work.bytes_weight == 16 * 27 * 4
+
+
+def test_views_move_nothing_and_in_place_operators_do() -> None:
+    by_kind = {w.kind: w for w in workloads(residual_network(4))}
+    assert by_kind["flatten"].is_view
+    assert by_kind["flatten"].bytes_moved == 0
+    assert by_kind["relu"].in_place
+    assert by_kind["relu"].bytes_moved == 2 * by_kind["relu"].bytes_in
+
+
+def test_features_have_their_columns_and_no_infinities() -> None:
+    graph = residual_network(4)
+    features = featurize(graph, EAGER)
+    assert features.nodes.shape == (len(graph.operators), len(NODE_COLUMNS))
+    assert features.statics.shape == (len(STATIC_COLUMNS),)
+    assert np.isfinite(features.nodes).all()
+    assert features.edges.shape[1] == 2 * len(graph.edges)
+    assert (np.diff(features.edges[1]) >= 0).all()
+
+
+def test_an_unknown_kind_has_a_slot_of_its_own() -> None:
+    graph = residual_network(4)
+    operators = (replace(graph.operators[0], kind="quantum_conv"), *graph.operators[1:])
+    assert featurize(replace(graph, operators=operators), EAGER).kinds[0] == KINDS.index("unknown")
+
+
+@pytest.mark.parametrize("graph", [residual_network(2), token_mixer(3)], ids=["cnn", "tokens"])
+@pytest.mark.parametrize("edges", [True, False])
+def test_numpy_and_pytorch_geometric_give_the_same_numbers(graph: ModelGraph, edges: bool) -> None:
+    torch.manual_seed(1)
+    model = PMGNS(replace(TINY, edges=edges)).eval()
+    torch.nn.init.normal_(model.graph_out.weight)
+    features = featurize(graph, EAGER)
+    arrays = (features.nodes / 10, features.kinds, features.edges)
+    with torch.no_grad():
+        operators, graphs = model(
+            *map(torch.from_numpy, arrays),
+            torch.from_numpy(features.statics)[None] / 10,
+            torch.zeros(len(features.kinds), dtype=torch.int64),
+        )
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    ours = forward(weights, *arrays, features.statics / 10, blocks=3, with_edges=edges)
+    np.testing.assert_allclose(ours[0], operators.numpy(), atol=2e-5)
+    np.testing.assert_allclose(ours[1], graphs.numpy()[0], atol=2e-5)
+
+
+def test_neighbour_mean_of_a_node_without_neighbours_is_zero() -> None:
+    x = np.array([[1.0], [2.0], [4.0]], dtype=np.float32)
+    edges = np.array([[1, 2, 0], [0, 0, 1]])
+    assert neighbour_mean(x, edges).tolist() == [[3.0], [1.0], [0.0]]
+
+
+def test_the_network_overfits_a_tiny_set(corpus: Corpus, trained: tuple[PMGNS, Scales]) -> None:
+    bundle = bundle_of(corpus, trained, table=False)
+    for example in examples():
+        estimates = bundle.estimate(example.graph, example.case)
+        measured = float(example.operators.kernel_us.sum())
+        assert sum(estimates.kernel_us) == pytest.approx(measured, rel=0.08)
+        assert list(estimates.workspace_bytes) == example.operators.workspace_bytes.tolist()
+        assert list(estimates.kernels) == example.operators.kernels.tolist()
+
+
+def test_measured_operators_are_looked_up(corpus: Corpus, trained: tuple[PMGNS, Scales]) -> None:
+    bundle = bundle_of(corpus, trained, table=True)
+    example = examples()[3]
+    estimates = bundle.estimate(example.graph, example.case)
+    np.testing.assert_allclose(estimates.kernel_us, example.operators.kernel_us, rtol=1e-6)
+    assert estimates.is_known
+    assert not bundle.estimate(example.graph, example.case, use_table=False).is_known
+    elsewhere = replace(example.case, precision=Precision.TF32)
+    assert bundle.estimate(example.graph, elsewhere).known_share == 0.0
+    gradients = replace(example.case, mode=Mode.AUTOGRAD)
+    assert bundle.estimate(example.graph, gradients).known_share == 0.0
+
+
+def test_a_bundle_is_read_back_as_it_was_written(corpus: Corpus, trained: tuple[PMGNS, Scales], tmp_path: Path) -> None:
+    bundle = bundle_of(corpus, trained, table=True)
+    write_bundle(bundle, tmp_path / "b.safetensors")
+    again = read_bundle(tmp_path / "b.safetensors")
+    assert again.schema == bundle.schema
+    example = examples()[0]
+    ours, theirs = (b.estimate(example.graph, example.case, use_table=False) for b in (bundle, again))
+    np.testing.assert_allclose(ours.kernel_us, theirs.kernel_us, rtol=0.02)
+    assert ours.workspace_bytes == theirs.workspace_bytes
+    assert again.table.keys.tolist() == bundle.table.keys.tolist()
+
+
+def test_a_bundle_of_other_columns_is_refused(corpus: Corpus, trained: tuple[PMGNS, Scales]) -> None:
+    schema = bundle_of(corpus, trained, table=False).schema
+    text = replace(schema, node_columns=schema.node_columns[1:]).to_json()
+    with pytest.raises(BundleMismatchError, match="node_columns"):
+        type(schema).from_json(text)
+
+
+def test_an_empty_package_says_that_it_has_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dippm.network import bundle
+
+    monkeypatch.setattr(bundle, "FILE", "nothing.safetensors")
+    bundle.load_bundle.cache_clear()
+    with pytest.raises(NoWeightsError, match="dippm train"):
+        bundle.load_bundle()
+
+
+def test_training_resumes_where_it_stopped(corpus: Corpus, tmp_path: Path) -> None:
+    settings = Settings(epochs=4, nodes_per_step=64)
+    everything = np.arange(len(corpus))
+    whole, _ = train(corpus, everything, TINY, settings)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(epoch: int, losses: dict[str, float]) -> None:
+        if epoch == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(corpus, everything, TINY, settings, checkpoint=tmp_path / "c", report=stop)
+    epochs: list[int] = []
+    resumed, _ = train(
+        corpus, everything, TINY, settings, checkpoint=tmp_path / "c", report=lambda epoch, _: epochs.append(epoch)
+    )
+    assert epochs == [2, 3]
+    for ours, theirs in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_every_network_starts_from_the_same_one_when_finetuning(
+    corpus: Corpus, trained: tuple[PMGNS, Scales], tmp_path: Path
+) -> None:
+    start = network_of(bundle_of(corpus, trained, table=False))
+    before = [p.clone() for p in start[0].parameters()]
+    settings = Settings(epochs=1, nodes_per_step=64)
+    run(corpus, ["without-0", "without-1"], tmp_path, TINY, settings, start=start)
+    for ours, theirs in zip(before, start[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert (tmp_path / "without-1.pt").exists()
+
+
+def test_a_network_survives_half_precision(corpus: Corpus, trained: tuple[PMGNS, Scales], tmp_path: Path) -> None:
+    save_network(tmp_path / "n.pt", *trained)
+    model, scales = load_network(tmp_path / "n.pt")
+    cases = np.arange(2)
+    ours, theirs = (predict_operators(m, corpus, s, cases)[0][0] for m, s in (trained, (model, scales)))
+    np.testing.assert_allclose(ours[:, 0], theirs[:, 0], atol=0.02)
+
+
+def test_corpus_keeps_distinct_rows_once_and_reads_back(corpus: Corpus, tmp_path: Path) -> None:
+    assert len(corpus.rows) < len(corpus.row_of)
+    corpus.save(tmp_path / "c.npz")
+    again = Corpus.load(tmp_path / "c.npz")
+    assert again.ids.tolist() == [e.id for e in examples()]
+    np.testing.assert_array_equal(again.rows[again.row_of], corpus.rows[corpus.row_of])
+    assert math.isclose(float(np.nansum(again.kernel_us)), float(np.nansum(corpus.kernel_us)))
