@@ -14,11 +14,9 @@ import torch
 
 from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend.exported_program import Program, graph_of_module, graph_of_program
-from dippm.frontend.inputs import InputSpec
-from dippm.frontend.pt2_file import asked_by_name, fixed_batch
+from dippm.frontend.inputs import InputSpec, asked_by_name, fixed_batch
 from dippm.frontend.script_interpreter import record
 from dippm.graph import ModelGraph
-
 
 LOADED_BYTES = 256 << 20
 """Larger files are loaded onto the meta device first. Constants have no data there, which loading compares and some
