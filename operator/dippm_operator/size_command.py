@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from dippm.errors import ManifestError
+from dippm.errors import DippmError, ManifestError
 from dippm.prediction import Prediction
 from dippm_operator.fetch import ArtifactCache, Fetcher, FetchLimits, shown
 from dippm_operator.manifests import Document, read_documents, write_document
@@ -177,11 +177,14 @@ async def _predict_all(documents: Sequence[Document], predictor: Predictor, devi
         try:
             for index, job in jobs.items():
                 uri = _absolute(job.spec.model.uri, documents[index].folder)
-                async with fetcher.open(uri, digest=job.spec.model.digest) as artifact:
-                    case, policy = case_of(job.spec, job.spec.device or device), policy_of(job.spec)
-                    question = question_for(job.spec, artifact.path, case=case, policy=policy)
-                    question = replace(question, uri=shown(uri), limited=not uri.startswith("file:"))
-                    predicted[index] = _answer(job, predictor(question))
+                try:
+                    async with fetcher.open(uri, digest=job.spec.model.digest) as artifact:
+                        case, policy = case_of(job.spec, job.spec.device or device), policy_of(job.spec)
+                        question = question_for(job.spec, artifact.path, case=case, policy=policy)
+                        question = replace(question, uri=shown(uri), limited=not uri.startswith("file:"))
+                        predicted[index] = _answer(job, predictor(question))
+                except DippmError as error:
+                    raise type(error)(f"InferenceJob {job.metadata.name}: {error}") from None
         finally:
             await fetcher.close()
     return predicted

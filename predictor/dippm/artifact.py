@@ -120,7 +120,7 @@ def _detect_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return "is a truncated or damaged zip archive: is the download complete?"
     inner = {name.partition("/")[2] or name for name in names}
     if "archive_format" in inner and any(_is_program(n) for n in inner):

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -181,7 +181,7 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(
 NETWORK = network(channels=2).SerializeToString()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.integers(0, len(NETWORK) - 1), st.integers(0, 255)), min_size=1, max_size=6),
     st.integers(1, len(NETWORK)),

@@ -4,11 +4,14 @@
 2. The longest common runs are aligned (`difflib`, no junk).
 3. Between two aligned runs, what is left is aligned again by output shape alone, as far as kinds are views on both
    sides or neither (`view` against `reshape`, `t` against `transpose`).
-4. Modes that record gradients dispatch decomposed calls; their names are first mapped to the framework's call.
+4. Outside of inference mode the framework's calls arrive decomposed (`linear` as `t`, `view`, `addmm`, `view`):
+   `align_decomposed` matches by elements instead of shapes, takes all matrix products for one kind, and counts what
+   stands around a matched call as part of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
@@ -18,6 +21,8 @@ from dippm.graph import ModelGraph
 from dippm.vocabulary import VIEWS
 
 Token = tuple[str, tuple[int, ...]]
+PRODUCTS = frozenset({"linear", "matmul", "batch_matmul"})
+_PREPARING = frozenset({"t", "transpose", "expand", "view", "_unsafe_view", "clone", "unsqueeze", "permute"})
 _DECOMPOSED = {"cudnn_batch_norm": "batch_norm", "miopen_batch_norm": "batch_norm", "_cudnn_rnn": "lstm"}
 
 
@@ -30,7 +35,7 @@ def kind_of_call(call: MeasuredCall) -> str:
         return f"conv{ranks[0] - 2}d{suffix}"
     if name == "matmul" and len(ranks) > 1 and min(ranks) > 2:
         return "batch_matmul"
-    if name.startswith("_scaled_dot_product"):
+    if name.startswith(("_scaled_dot_product", "_efficient_attention", "_flash_attention")):
         return "scaled_dot_product_attention"
     return _DECOMPOSED.get(name) or KIND_BY_NAME.get(name, "unknown")
 
@@ -61,6 +66,34 @@ def align(measured: Sequence[Token], nodes: Sequence[Token]) -> list[int]:
             found[block.a + offset] = block.b + offset
         left, right = block.a + block.size, block.b + block.size
     return found
+
+
+def align_decomposed(calls: Sequence[MeasuredCall], graph: ModelGraph) -> list[int]:
+    """Step 4: for each measured row the index of the node that it is, or is a part of; -1 before the first match."""
+    measured, nodes = tokens_of_calls(calls), tokens_of_graph(graph)
+    found = align([_by_elements(t) for t in measured], [_by_elements(t) for t in nodes])
+    whole = list(found)
+    following = [-1] * len(found)
+    upcoming = -1
+    for row in range(len(found) - 1, -1, -1):
+        following[row] = upcoming
+        upcoming = row if whole[row] >= 0 else upcoming
+    last = -1
+    for row, node in enumerate(whole):
+        if node >= 0:
+            last = row
+            continue
+        after = following[row]
+        prepares = after >= 0 and measured[after][0] in PRODUCTS and base_name(calls[row].target) in _PREPARING
+        closes = last >= 0 and row == last + 1 and measured[last][0] in PRODUCTS and measured[row][0] == "reshape"
+        belongs = after if (prepares and not closes) or last < 0 else last
+        found[row] = whole[belongs] if belongs >= 0 else -1
+    return found
+
+
+def _by_elements(token: Token) -> Token:
+    kind, shape = token
+    return ("product" if kind in PRODUCTS else kind), (math.prod(shape),)
 
 
 def _align_loosely(

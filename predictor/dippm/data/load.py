@@ -107,8 +107,9 @@ class DataSet:
 
 
 def node_labels(rows: OperatorRows, operators: int) -> NodeLabels:
-    """Spreads matched rows over a graph's operators."""
+    """Spreads matched rows over a graph's operators; rows of one node (a decomposed call) are added up in order."""
     measured = np.zeros(operators, dtype=np.bool_)
+    peak = [0] * operators
     workspace, net = np.full(operators, -1, dtype=np.int64), np.zeros(operators, dtype=np.int64)
     kernel_us, kernels = np.full(operators, np.nan, dtype=np.float32), np.full(operators, -1, dtype=np.int32)
     events: list[tuple[int, ...] | None] = [None] * operators
@@ -116,10 +117,15 @@ def node_labels(rows: OperatorRows, operators: int) -> NodeLabels:
     for index, (call, node) in enumerate(zip(rows.calls, rows.node.tolist(), strict=True)):
         if node < 0:
             continue
-        measured[node] = True
-        workspace[node], net[node], events[node] = call.workspace_bytes, call.net_bytes, call.events
+        level, peak[node] = int(net[node]), max(peak[node], int(net[node]) + call.peak_bytes)
+        net[node] = level + call.net_bytes
+        workspace[node] = peak[node] - max(int(net[node]), 0)
+        events[node] = (*(events[node] or ()), *call.events)
         if timed:
-            kernel_us[node], kernels[node] = rows.kernel_us[index], rows.kernels[index]
+            first = not measured[node]
+            kernel_us[node] = rows.kernel_us[index] + (0.0 if first else kernel_us[node])
+            kernels[node] = rows.kernels[index] + (0 if first else kernels[node])
+        measured[node] = True
     return NodeLabels(measured, workspace, net, kernel_us, kernels, tuple(events))
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dippm.case import Mode
 from dippm.data.batches import TEMPLATE_BATCH, at_batch
-from dippm.data.join import align, matched_share, tokens_of_calls, tokens_of_graph
+from dippm.data.join import align, align_decomposed, matched_share, tokens_of_calls, tokens_of_graph
 from dippm.data.rows import MeasuredCall
 from dippm.graph import ModelGraph
 
@@ -116,7 +117,10 @@ def _sequence(
     node = [-1] * len(sequence)
     share = None
     if graph is not None:
-        node = align(tokens_of_calls(sequence), tokens_of_graph(graph))
+        if case["mode"] == Mode.INFERENCE:
+            node = align(tokens_of_calls(sequence), tokens_of_graph(graph))
+        else:
+            node = align_decomposed(sequence, graph)
         share = matched_share(sequence, node)
     packed.sequences.append({
         "case": name,

@@ -296,7 +296,11 @@ def _function_graph(node: Any) -> Any:
 
 def _trace(node: Any) -> str:
     """The node's source range as Python prints a frame; the line that it points at is the one above the marker."""
-    found = _RANGE.search(node.sourceRange())
+    try:
+        shown = node.sourceRange()
+    except RuntimeError:
+        return ""  # the archive's debug file is damaged: names and lines are lost, the graph is not
+    found = _RANGE.search(shown)
     if found is None or found["file"].startswith("code/"):
         return ""  # only the archive's own code is known, not the source that was scripted or traced
     lines = [t for t in found["text"].split("\n") if t.strip() and set(t.strip()) != {"~"}]
