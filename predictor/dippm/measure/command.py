@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dippm.case import Allocator
-from dippm.measure.schedule import Plan, RowFile, Schedule, pin, remaining
+from dippm.data.rowfile import RowFile
+from dippm.measure.schedule import Plan, Schedule, pin, remaining
 from dippm.zoo.case import ZooCase, read_cases
 
 STAGES = ("anchors", "timed", "memory", "caps", "rest")
