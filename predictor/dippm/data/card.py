@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -84,13 +85,14 @@ def _footprints(rows: Sequence[dict[str, Any]]) -> str:
     values = [row["footprint_mib"] for row in rows if row["footprint_mib"] is not None]
     most = max(1, len(values))
     found = []
-    for low, high in zip(FOOTPRINT_EDGES, FOOTPRINT_EDGES[1:], strict=False):
+    for low, high in itertools.pairwise(FOOTPRINT_EDGES):
         count = sum(low <= v < high for v in values)
         found.append((f"{low:,} - {high:,}", count, "█" * round(60 * count / most)))
     half = sum(r["activations_mib"] > r["allocated_mib"] / 2 for r in rows if r["allocated_mib"])
     return (
         "### Footprint, MiB\n\n" + _table(("from - to", "cases", ""), found)
-        + f"\n\nActivations are more than half of the allocated peak in {100 * half / max(1, len(rows)):.0f} % of cases."
+        + "\n\nActivations are more than half of the allocated peak in "
+        + f"{100 * half / max(1, len(rows)):.0f} % of cases."
     )  # fmt: skip
 
 
@@ -100,7 +102,13 @@ def _shares(rows: Sequence[dict[str, Any]]) -> str:
         if row["matched_share"] is not None:
             groups[row["mode"], row["runtime"]].append(row["matched_share"])
     found = [
-        (mode, runtime, len(v), f"{100 * statistics.fmean(v):.2f} %", f"{100 * sum(s >= 0.98 for s in v) / len(v):.1f} %")
+        (
+            mode,
+            runtime,
+            len(v),
+            f"{100 * statistics.fmean(v):.2f} %",
+            f"{100 * sum(s >= 0.98 for s in v) / len(v):.1f} %",
+        )
         for (mode, runtime), v in sorted(groups.items())
     ]
     header = ("mode", "runtime", "cases", "rows matched (mean)", "cases with 98 % or more")
@@ -112,7 +120,13 @@ def _families(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         groups[row["super_family"]].append(row)
     found = [
-        (name, ", ".join(sorted({r["family"] for r in group})), len({r["architecture"] for r in group}), len(group), sum(r["timed"] for r in group))
+        (
+            name,
+            ", ".join(sorted({r["family"] for r in group})),
+            len({r["architecture"] for r in group}),
+            len(group),
+            sum(r["timed"] for r in group),
+        )
         for name, group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]  # fmt: skip
     return "### Families\n\n" + _table(("super-family", "families", "architectures", "cases", "timed"), found)
@@ -129,8 +143,8 @@ def _repeats(anchors: Sequence[dict[str, Any]]) -> str:
         found.append((f"`{label}`", *same, *other))
     header = ("label", "pairs, same card", "median", "95 %", "pairs, other card", "median", "95 %")
     return (
-        "### How well labels repeat\n\nThe anchor cases open and close each run; differences of two measurements of one "
-        "case, as a share of their mean.\n\n" + _table(header, found)
+        "### How well labels repeat\n\nThe anchor cases open and close each run; differences of two measurements of "
+        "one case, as a share of their mean.\n\n" + _table(header, found)
     )  # fmt: skip
 
 

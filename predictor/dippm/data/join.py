@@ -2,8 +2,7 @@
 
 1. Each side is spelled as tokens: canonical kind and shape of the first output.
 2. The longest common runs are aligned (`difflib`, no junk).
-3. Between two aligned runs, what is left is aligned again by output shape alone, as far as kinds are views on both
-   sides or neither (`view` against `reshape`, `t` against `transpose`).
+3. Between two aligned runs, views that are left are aligned by output shape alone (`view` against `flatten`).
 4. Outside of inference mode the framework's calls arrive decomposed (`linear` as `t`, `view`, `addmm`, `view`):
    `align_decomposed` matches by elements instead of shapes, takes all matrix products for one kind, and counts what
    stands around a matched call as part of it.
@@ -22,6 +21,8 @@ from dippm.vocabulary import VIEWS
 
 Token = tuple[str, tuple[int, ...]]
 PRODUCTS = frozenset({"linear", "matmul", "batch_matmul"})
+_NO_WORK = VIEWS | {"dropout", "copy", "full"}
+_SAME_WORK = {**dict.fromkeys(PRODUCTS, "product"), "adaptive_avg_pool2d": "mean"}
 _PREPARING = frozenset({"t", "transpose", "expand", "view", "_unsafe_view", "clone", "unsqueeze", "permute"})
 _DECOMPOSED = {"cudnn_batch_norm": "batch_norm", "miopen_batch_norm": "batch_norm", "_cudnn_rnn": "lstm"}
 
@@ -71,8 +72,19 @@ def align(measured: Sequence[Token], nodes: Sequence[Token]) -> list[int]:
 def align_decomposed(calls: Sequence[MeasuredCall], graph: ModelGraph) -> list[int]:
     """Step 4: for each measured row the index of the node that it is, or is a part of; -1 before the first match."""
     measured, nodes = tokens_of_calls(calls), tokens_of_graph(graph)
-    found = align([_by_elements(t) for t in measured], [_by_elements(t) for t in nodes])
-    whole = list(found)
+    rows = [i for i, token in enumerate(measured) if token[0] not in _NO_WORK]
+    places = [i for i, token in enumerate(nodes) if token[0] not in _NO_WORK]
+    whole = [-1] * len(measured)
+    for row, place in longest_common(
+        [_by_elements(measured[i]) for i in rows], [_by_elements(nodes[i]) for i in places]
+    ):
+        whole[rows[row]] = places[place]
+    return _with_parts(calls, measured, whole)
+
+
+def _with_parts(calls: Sequence[MeasuredCall], measured: Sequence[Token], whole: Sequence[int]) -> list[int]:
+    """What prepares a matrix product belongs to it, anything else to the match before it (at the start: after it)."""
+    found = list(whole)
     following = [-1] * len(found)
     upcoming = -1
     for row in range(len(found) - 1, -1, -1):
@@ -91,9 +103,28 @@ def align_decomposed(calls: Sequence[MeasuredCall], graph: ModelGraph) -> list[i
     return found
 
 
+def longest_common(left: Sequence[Token], right: Sequence[Token]) -> list[tuple[int, int]]:
+    """Pairs of a longest common subsequence, in order."""
+    lengths = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
+    for i in range(len(left) - 1, -1, -1):
+        here, below, token = lengths[i], lengths[i + 1], left[i]
+        for j in range(len(right) - 1, -1, -1):
+            here[j] = below[j + 1] + 1 if token == right[j] else max(below[j], here[j + 1])
+    pairs, i, j = [], 0, 0
+    while i < len(left) and j < len(right):
+        if left[i] == right[j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif lengths[i + 1][j] >= lengths[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
 def _by_elements(token: Token) -> Token:
     kind, shape = token
-    return ("product" if kind in PRODUCTS else kind), (math.prod(shape),)
+    return _SAME_WORK.get(kind, kind), (math.prod(shape),)
 
 
 def _align_loosely(
@@ -105,7 +136,7 @@ def _align_loosely(
         kind, shape = measured[row]
         for candidate in range(place, places[1]):
             other, other_shape = nodes[candidate]
-            if shape == other_shape and (kind in VIEWS) == (other in VIEWS):
+            if shape == other_shape and kind in VIEWS and other in VIEWS:
                 found[row] = candidate
                 place = candidate + 1
                 break

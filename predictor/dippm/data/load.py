@@ -1,9 +1,9 @@
 """Reads a data set folder: cases, graphs and operator rows, each only when asked for.
 
-    data = DataSet(Path("datasets/h200-v1"))
-    for case in data.cases():
-        graph = data.graph(case)              # at the case's batch, cast to its precision
-        labels = data.node_labels(case)       # one entry per operator of that graph
+data = DataSet(Path("datasets/h200-v1"))
+for case in data.cases():
+    graph = data.graph(case)              # at the case's batch, cast to its precision
+    labels = data.node_labels(case)       # one entry per operator of that graph
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ def call_from_row(row: dict[str, Any]) -> MeasuredCall:
     )  # fmt: skip
 
 
+def case_from_row(row: dict[str, Any]) -> CaseRow:
+    """A row of `cases.parquet`; columns that a `CaseRow` does not name are left out."""
+    named: dict[str, Any] = {name: row[name] for name in CaseRow.__dataclass_fields__}
+    for name, kind in ENUMS.items():
+        named[name] = kind(row[name])
+    return CaseRow(**named)
+
+
 class DataSet:
     """A folder of Parquet files as `dippm.data.pack` writes it."""
 
@@ -50,11 +58,7 @@ class DataSet:
 
     @cached_property
     def _cases(self) -> list[CaseRow]:
-        fields = CaseRow.__dataclass_fields__
-        return [
-            CaseRow(**{name: ENUMS[name](row[name]) if name in ENUMS else row[name] for name in fields})
-            for row in self._table("cases.parquet")
-        ]
+        return [case_from_row(row) for row in self._table("cases.parquet")]
 
     @cached_property
     def _graphs(self) -> dict[tuple[str, int, str], str]:

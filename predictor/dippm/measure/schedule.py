@@ -112,7 +112,12 @@ class Schedule:
     def _show(self, elapsed: float, total: int) -> None:
         rate = self.written / max(elapsed, 1e-9)
         left = (total - self.written) / rate if rate else float("nan")
-        print(f"{self.written}/{total} rows, {self.failed} without labels, {rate:.2f}/s, {min(left, self.plan.seconds - elapsed):.0f} s left", file=self.progress, flush=True)
+        print(
+            f"{self.written}/{total} rows, {self.failed} without labels, {rate:.2f}/s, "
+            f"{min(left, self.plan.seconds - elapsed):.0f} s left",
+            file=self.progress,
+            flush=True,
+        )
 
     def _ready(self) -> list[_Slot]:
         busy = {s.pipe: s for s in self.slots if s.case}
@@ -155,7 +160,11 @@ class Schedule:
             row: dict[str, Any] = json.loads(slot.pipe.recv_bytes())
         except EOFError:
             slot.process.join(5)
-            row = {"case": case.id, "status": "failed", "reason": f"the process died (exit code {slot.process.exitcode})"}
+            row = {
+                "case": case.id,
+                "status": "failed",
+                "reason": f"the process died (exit code {slot.process.exitcode})",
+            }
             self.slots.remove(slot)
         slot.case, slot.done = None, slot.done + 1
         crowded = any(s.case for s in self.slots)

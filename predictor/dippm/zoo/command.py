@@ -1,8 +1,8 @@
 """`dippm graph`: draws the list of cases, extracts the networks' graphs, and packs measured rows with them.
 
-    dippm graph list cases.jsonl --timed 900 --memory 2600       the list that dippm measure takes
-    dippm graph extract cases.jsonl graphs.gz                    one graph a network, resumable
-    dippm graph pack cases.jsonl rows.gz graphs.gz --out datasets/mine
+dippm graph list cases.jsonl --timed 900 --memory 2600       the list that dippm measure takes
+dippm graph extract cases.jsonl graphs.gz                    one graph a network, resumable
+dippm graph pack cases.jsonl rows.gz graphs.gz --out datasets/mine
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
     extracted.add_argument("cases", type=Path)
     extracted.add_argument("graphs", type=Path, help="graphs are appended here; what it holds is not made again")
-    extracted.add_argument("--half", action="store_true", help="also in half precision, where a network casts by itself")
+    extracted.add_argument(
+        "--half", action="store_true", help="also in half precision, where a network casts by itself"
+    )
     packed = steps.add_parser("pack", help="join measured rows with graphs and write Parquet")
     packed.add_argument("cases", type=Path)
     packed.add_argument("rows", type=Path, nargs="+", help="rows as dippm measure wrote them")

@@ -16,7 +16,6 @@ from dippm.graph import ModelGraph
 from dippm.zoo.build import build
 from dippm.zoo.case import Network, ZooCase
 
-
 GraphName = tuple[str, int, str]
 """Network key, batch, dtype of the floating-point tensors."""
 
@@ -36,7 +35,12 @@ def extract(network: Network, batch: int = TEMPLATE_BATCH, precision: Precision 
 
 def append_graph(path: Path, name: GraphName, graph: ModelGraph | str) -> None:
     """Adds a graph (or the sentence that says why there is none) as one gzip member."""
-    body = {"key": name[0], "batch": name[1], "float_dtype": name[2], **({"error": graph} if isinstance(graph, str) else {"graph": graph.to_dict()})}
+    body = {
+        "key": name[0],
+        "batch": name[1],
+        "float_dtype": name[2],
+        **({"error": graph} if isinstance(graph, str) else {"graph": graph.to_dict()}),
+    }
     with path.open("ab") as out:
         out.write(gzip.compress((json.dumps(body, separators=(",", ":")) + "\n").encode(), 6))
 
@@ -57,7 +61,7 @@ def casts(graph: ModelGraph) -> bool:
 
 
 def extract_all(wanted: Iterable[tuple[Network, int, Precision]], out: Path) -> int:
-    """Extracts what `out` does not hold yet; a network that cannot be exported costs its line. Gives the number made."""
+    """Extracts what `out` does not hold yet and gives the number made; a network that cannot costs its line."""
     done = {name for name, _ in read_graphs([out])} if out.exists() else set()
     torch.set_num_threads(1)
     made = 0
