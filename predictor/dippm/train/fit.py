@@ -89,7 +89,7 @@ def table_of(corpus: Corpus, of: Index) -> lookup.Table:
     nodes = nodes_of(corpus, of)
     nodes = nodes[corpus.workspace_bytes[nodes] >= 0]
     return lookup.build(
-        corpus.keys[nodes].tolist(), corpus.workspace_bytes[nodes], corpus.kernel_us[nodes], corpus.kernels[nodes]
+        corpus.keys[nodes], corpus.workspace_bytes[nodes], corpus.kernel_us[nodes], corpus.kernels[nodes]
     )
 
 
