@@ -30,7 +30,7 @@ STAGES = ("anchors", "timed", "memory", "caps", "rest")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dippm measure`."""
-    parser.add_argument("cases", type=Path, help="list of cases, as `dippm graph --list` writes it")
+    parser.add_argument("cases", type=Path, help="list of cases, as `dippm graph list` writes it")
     parser.add_argument("--out", type=Path, required=True, help="rows are appended here (gzip members of JSON lines)")
     parser.add_argument(
         "--stages", type=stages, default="anchors:60,timed:1800,anchors:60,memory:1800,caps:300",
