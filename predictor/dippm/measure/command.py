@@ -22,6 +22,7 @@ from typing import Any
 
 from dippm.case import Allocator
 from dippm.data.rowfile import RowFile
+from dippm.measure.nvml import require_gpu
 from dippm.measure.schedule import Plan, Schedule, pin, remaining
 from dippm.zoo.case import ZooCase, read_cases
 
@@ -58,6 +59,7 @@ def stages(text: str) -> list[tuple[str, float]]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the stages; 0 when every row could be written."""
+    require_gpu()
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     cases, rows = read_cases(args.cases), RowFile(args.out)
     preload()
