@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +16,9 @@ import torch
 
 from dippm.case import Case, Mode, Precision, Runtime
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.network import bundle as bundle_module
 from dippm.network import lookup
-from dippm.network.bundle import Bundle, NoWeightsError, read_bundle, write_bundle
+from dippm.network.bundle import Bundle, NoWeightsError, load_bundle, read_bundle, write_bundle
 from dippm.network.costs import ENERGY_COLUMNS, EnergyCost, HostCost
 from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS, featurize
 from dippm.network.forward import forward, neighbour_mean
@@ -255,13 +259,11 @@ def test_a_bundle_of_other_columns_is_refused(corpus: Corpus, trained: tuple[PMG
         type(schema).from_json(text)
 
 
-def test_an_empty_package_says_that_it_has_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dippm.network import bundle
-
-    monkeypatch.setattr(bundle, "FILE", "nothing.safetensors")
-    bundle.load_bundle.cache_clear()
+def test_an_empty_package_says_that_it_has_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "FILE", "nothing.safetensors")
+    load_bundle.cache_clear()
     with pytest.raises(NoWeightsError, match="dippm train"):
-        bundle.load_bundle()
+        load_bundle()
 
 
 def test_training_resumes_where_it_stopped(corpus: Corpus, tmp_path: Path) -> None:
@@ -314,3 +316,60 @@ def test_corpus_keeps_distinct_rows_once_and_reads_back(corpus: Corpus, tmp_path
     assert again.ids.tolist() == [e.id for e in examples()]
     np.testing.assert_array_equal(again.rows[again.row_of], corpus.rows[corpus.row_of])
     assert math.isclose(float(np.nansum(again.kernel_us)), float(np.nansum(corpus.kernel_us)))
+
+
+FROZEN = Path(__file__).parents[1] / "golden" / "network_frozen.json"
+
+
+def shipped_figures() -> dict[str, dict[str, float]]:
+    """What the shipped bundle says of four small cases, by network alone and with its table."""
+    bundle = load_bundle()
+    out = {}
+    for name, graph in (("cnn", residual_network(16, width=64, size=56)), ("tokens", token_mixer(8, width=256))):
+        for precision in (Precision.FP32, Precision.FP16):
+            case = Case(graph.batch, precision, runtime=Runtime.EAGER)
+            cast = graph.cast(precision.float_dtype)
+            estimates = bundle.estimate(cast, case, use_table=False)
+            out[f"{name}-{precision.value}"] = {
+                "kernel_us": sum(estimates.kernel_us),
+                "kernels": float(sum(estimates.kernels)),
+                "workspace_bytes": float(max(estimates.workspace_bytes)),
+                "host_us": sum(estimates.host_us),
+                "energy_j": sum(estimates.energy_j),
+                "looked_up_us": sum(bundle.estimate(cast, case).kernel_us),
+            }
+    return out
+
+
+def test_the_shipped_weights_say_what_they_said() -> None:
+    """New weights are frozen anew with `python tests/unit/test_network.py` (PYTHONPATH=predictor)."""
+    frozen = json.loads(FROZEN.read_text())
+    figures = shipped_figures()
+    assert figures.keys() == frozen.keys()
+    for name, expected in frozen.items():
+        assert figures[name] == pytest.approx(expected, rel=1e-3), name
+
+
+def test_the_shipped_bundle_is_small_loaded_once_and_says_what_it_was_trained_on() -> None:
+    load_bundle.cache_clear()
+    bundle = load_bundle()
+    assert load_bundle() is bundle
+    assert bundle.device == "H200"
+    assert bundle.schema.trained_on["cases"] >= 500
+    assert bundle.schema.hyper["hidden"] == 512
+    assert set(bundle.schema.statistics) >= {"allocated_bytes", "device_ms", "energy_j"}
+    size = (Path(bundle_module.__file__).parents[1] / "weights" / "pmgns.safetensors").stat().st_size
+    assert size < 12 * 2**20
+
+
+def test_predictions_import_neither_pytorch_nor_pytorch_geometric() -> None:
+    code = (
+        "import sys; from dippm.network.bundle import load_bundle; import dippm.network.compose; load_bundle();"
+        "print([m for m in ('torch', 'torch_geometric', 'tvm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(json.dumps(shipped_figures(), indent=1) + "\n")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dippm.case import Case
 from dippm.errors import DippmError
 from dippm.graph import ModelGraph
-from dippm.network import calibration, lookup, workspace
+from dippm.network import calibration, lookup, rules, workspace
 from dippm.network.costs import EnergyCost, HostCost
 from dippm.network.featurizer import Featurized, featurize
 from dippm.network.forward import Array, forward, standardise
@@ -174,7 +174,7 @@ class Bundle:
                 out.append(int(self.table.workspace_bytes[row]))
             elif work.is_view:
                 out.append(0)
-            elif work.kind not in measured:
+            elif work.kind not in measured or work.kind in rules.ALWAYS:
                 out.append(features.rules[index])
             else:
                 out.append(workspace.workspace_bytes(work, int(classes[index]), float(ratios[index])))
