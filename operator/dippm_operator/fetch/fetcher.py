@@ -20,12 +20,13 @@ from dippm_operator.fetch.hf import headers_for, list_files, only_model, parse_h
 from dippm_operator.fetch.http import HttpSource, client, shown
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.local import check_digest, fetch_file
+from dippm_operator.fetch.oci import oci_source
 from dippm_operator.fetch.result import Fetched
 from dippm_operator.fetch.s3 import s3_request
 from dippm_operator.fetch.source import Source
 from dippm_operator.fetch.take import take
 
-LATER = frozenset({"gs", "oci", "pvc"})
+LATER = frozenset({"gs", "pvc"})
 """Schemes of the resource that this version has no client for yet."""
 
 
@@ -61,11 +62,11 @@ class Fetcher:
         if scheme in LATER:
             raise ArtifactUnreachable(
                 f"{uri}: {scheme}:// comes in a later version; "
-                "this one fetches https://, http://, s3://, hf:// and file: URIs."
+                "this one fetches https://, http://, s3://, hf://, oci:// and file: URIs."
             )
-        if scheme not in ("http", "https", "s3", "hf"):
+        if scheme not in ("http", "https", "s3", "hf", "oci"):
             raise ArtifactUnreachable(
-                f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, s3://, hf:// or file:."
+                f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, s3://, hf://, oci:// or file:."
             )
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
@@ -77,7 +78,8 @@ class Fetcher:
         try:
             if digest is not None:
                 check_digest(shown(uri), entry.content_digest, digest)
-            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, entry.content_digest)
+            told = entry.content_digest or entry.look.content_digest
+            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, told)
         finally:
             await asyncio.to_thread(self._cache.release, entry)
 
@@ -96,6 +98,8 @@ class Fetcher:
                 file = replace(file, path=only_model(uri, paths))
             url = url_of(self._limits.hub, file)
             return HttpSource(self._session, url, self._limits, name=name, headers=headers)
+        if scheme == "oci":
+            return await oci_source(self._session, uri, credentials, self._limits)
         if credentials is not None:
             return HttpSource(self._session, uri, self._limits, headers=http_headers(uri, credentials))
         return HttpSource(self._session, uri, self._limits)
@@ -118,7 +122,7 @@ class Fetcher:
         name = (PurePosixPath(unquote(urlsplit(uri).path)).name or "model")[-100:]
         try:
             taken = await take(source, look, folder / "model" / name, self._limits, whole=whole)
-            digest = taken.content_digest or look.content_digest
+            digest = taken.content_digest
             kept = await asyncio.to_thread(self._cache.put, uri, folder, look, digest, (taken.file,), is_folder=False)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # nothing half-read stays, whatever stopped it
