@@ -328,7 +328,7 @@ def test_second_operator_lives_but_waits_for_the_lease(jobs: Jobs, control_plane
 async def test_lease_goes_to_the_next_when_it_is_released_or_runs_out(
     control_plane: ControlPlane, namespace: str
 ) -> None:
-    async with ApiClient(Connection.from_kubeconfig(control_plane.kubeconfig)) as api:
+    async with ApiClient(await Connection.from_kubeconfig(control_plane.kubeconfig)) as api:
         timing = {"duration_seconds": 2.0, "renew_deadline_seconds": 1.5, "retry_seconds": 0.1}
         leases = {n: Lease(api, namespace=namespace, name="l", identity=n, **timing) for n in ("a", "b", "c")}
         await asyncio.wait_for(leases["a"].acquire(), 5)
