@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.strategies import model_graphs
 
@@ -17,6 +17,7 @@ from dippm.replay.allocator import MIB
 from dippm.replay.caps import reserved_under
 from dippm.replay.workspace import OTHER_CUBLAS_BYTES, cublas_bytes, workspace_bytes
 
+LIGHT = settings(deadline=None, max_examples=50)
 CASES = st.tuples(st.sampled_from([Runtime.EAGER, Runtime.GRAPH]), st.sampled_from(Allocator))
 
 
@@ -109,6 +110,7 @@ def test_2000_operators_take_less_than_200_ms() -> None:
     assert best < 0.2
 
 
+@LIGHT
 @given(model_graphs(), CASES, st.integers(0, 40 * MIB))
 def test_never_less_than_the_weights_nor_reserved_less_than_allocated(
     graph: ModelGraph, case: tuple[Runtime, Allocator], workspace: int
@@ -122,6 +124,7 @@ def test_never_less_than_the_weights_nor_reserved_less_than_allocated(
     assert found.min_cap_bytes >= tensors
 
 
+@LIGHT
 @given(model_graphs(), CASES)
 def test_larger_workspaces_never_lower_the_level(graph: ModelGraph, case: tuple[Runtime, Allocator]) -> None:
     lives = lifetimes(graph, case[0])
@@ -130,6 +133,7 @@ def test_larger_workspaces_never_lower_the_level(graph: ModelGraph, case: tuple[
     assert max(t.inside for t in large) >= max(t.inside for t in small)
 
 
+@LIGHT
 @given(model_graphs(), CASES)
 def test_the_smallest_cap_is_one_that_survives(graph: ModelGraph, case: tuple[Runtime, Allocator]) -> None:
     runtime, allocator = case
@@ -141,6 +145,7 @@ def test_the_smallest_cap_is_one_that_survives(graph: ModelGraph, case: tuple[Ru
     assert reserved <= found.min_cap_bytes
 
 
+@LIGHT
 @given(model_graphs(), st.sampled_from(Allocator))
 def test_a_graph_needs_no_more_than_eager_and_autograd_no_less(graph: ModelGraph, allocator: Allocator) -> None:
     def peak(runtime: Runtime, mode: Mode) -> int:
@@ -150,6 +155,7 @@ def test_a_graph_needs_no_more_than_eager_and_autograd_no_less(graph: ModelGraph
     assert peak(Runtime.EAGER, Mode.INFERENCE) <= peak(Runtime.EAGER, Mode.AUTOGRAD)
 
 
+@LIGHT
 @given(model_graphs())
 def test_every_operator_has_a_workspace_by_rule(graph: ModelGraph) -> None:
     found = workspace_bytes(graph)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dippm.case import Allocator
 from dippm.replay.allocator import MIB, CachingAllocator, CapReached, allocation_size, round_size
 
+LIGHT = settings(deadline=None, max_examples=50)
 SIZES = st.one_of(st.integers(1, 4 * MIB), st.integers(1, 64 * MIB))
 SEQUENCES = st.lists(st.one_of(SIZES, st.integers(-40, -1)), max_size=80)
 """Requests above 0; below 0 the free of one of the blocks in use."""
@@ -126,6 +127,7 @@ def _play(allocator: CachingAllocator, sequence: list[int]) -> None:
         allocator.free(block)
 
 
+@LIGHT
 @given(SEQUENCES, st.sampled_from(Allocator))
 def test_whatever_is_asked_blocks_never_overlap_and_all_of_it_comes_back(sequence: list[int], kind: Allocator) -> None:
     allocator = CachingAllocator(kind)
@@ -137,6 +139,7 @@ def test_whatever_is_asked_blocks_never_overlap_and_all_of_it_comes_back(sequenc
     assert allocator.reserved == 0
 
 
+@LIGHT
 @given(SEQUENCES)
 def test_expandable_segments_reserve_a_page_a_pool_more_than_the_level_at_most_when_nothing_is_freed(
     sequence: list[int],
@@ -148,6 +151,7 @@ def test_expandable_segments_reserve_a_page_a_pool_more_than_the_level_at_most_w
     assert expandable.reserved < expandable.allocated + 22 * MIB
 
 
+@LIGHT
 @given(SEQUENCES, st.sampled_from(Allocator))
 def test_under_a_cap_that_never_binds_nothing_changes(sequence: list[int], kind: Allocator) -> None:
     free = CachingAllocator(kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from tests.strategies import model_graphs
 
 from dippm.case import Mode, Runtime
@@ -13,6 +13,7 @@ from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm.replay.lifetimes import lifetimes, storages
 from dippm.replay.statements import Statement, parse
 
+LIGHT = settings(deadline=None, max_examples=50)
 SPEC = TensorSpec((1024,), "float32")
 
 
@@ -134,6 +135,7 @@ def test_autograd_keeps_the_indices_of_a_pooling() -> None:
     assert lifetimes(weights, Runtime.EAGER).extras == (0, 0)
 
 
+@LIGHT
 @given(model_graphs())
 def test_every_storage_is_allocated_once_and_freed_once(model: ModelGraph) -> None:
     for runtime in (Runtime.GRAPH, Runtime.EAGER):
@@ -150,6 +152,7 @@ def test_every_storage_is_allocated_once_and_freed_once(model: ModelGraph) -> No
                 assert died.get(owner[value], index) >= index, "freed before its last use"
 
 
+@LIGHT
 @given(model_graphs())
 def test_eager_never_frees_earlier_than_a_graph(model: ModelGraph) -> None:
     eager, by_use = lifetimes(model, Runtime.EAGER), lifetimes(model, Runtime.GRAPH)

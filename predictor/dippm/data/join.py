@@ -2,8 +2,7 @@
 
 1. Each side is spelled as tokens: canonical kind and shape of the first output.
 2. The longest common runs are aligned (`difflib`, no junk).
-3. Between two aligned runs, what is left is aligned again by output shape alone, as far as kinds are views on both
-   sides or neither (`view` against `reshape`, `t` against `transpose`).
+3. Between two aligned runs, views that are left are aligned by output shape alone (`view` against `flatten`).
 4. Outside of inference mode the framework's calls arrive decomposed (`linear` as `t`, `view`, `addmm`, `view`):
    `align_decomposed` matches by elements instead of shapes, takes all matrix products for one kind, and counts what
    stands around a matched call as part of it.
@@ -105,7 +104,7 @@ def _align_loosely(
         kind, shape = measured[row]
         for candidate in range(place, places[1]):
             other, other_shape = nodes[candidate]
-            if shape == other_shape and (kind in VIEWS) == (other in VIEWS):
+            if shape == other_shape and kind in VIEWS and other in VIEWS:
                 found[row] = candidate
                 place = candidate + 1
                 break

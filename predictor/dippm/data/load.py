@@ -1,9 +1,9 @@
 """Reads a data set folder: cases, graphs and operator rows, each only when asked for.
 
-    data = DataSet(Path("datasets/h200-v1"))
-    for case in data.cases():
-        graph = data.graph(case)              # at the case's batch, cast to its precision
-        labels = data.node_labels(case)       # one entry per operator of that graph
+data = DataSet(Path("datasets/h200-v1"))
+for case in data.cases():
+    graph = data.graph(case)              # at the case's batch, cast to its precision
+    labels = data.node_labels(case)       # one entry per operator of that graph
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ def call_from_row(row: dict[str, Any]) -> MeasuredCall:
     )  # fmt: skip
 
 
+def case_from_row(row: dict[str, Any]) -> CaseRow:
+    """A row of `cases.parquet`; columns that a `CaseRow` does not name are left out."""
+    named: dict[str, Any] = {name: row[name] for name in CaseRow.__dataclass_fields__}
+    for name, kind in ENUMS.items():
+        named[name] = kind(row[name])
+    return CaseRow(**named)
+
+
 class DataSet:
     """A folder of Parquet files as `dippm.data.pack` writes it."""
 
@@ -50,15 +58,12 @@ class DataSet:
 
     @cached_property
     def _cases(self) -> list[CaseRow]:
-        fields = CaseRow.__dataclass_fields__
-        return [
-            CaseRow(**{name: ENUMS[name](row[name]) if name in ENUMS else row[name] for name in fields})
-            for row in self._table("cases.parquet")
-        ]
+        return [case_from_row(row) for row in self._table("cases.parquet")]
 
     @cached_property
-    def _graphs(self) -> dict[tuple[str, int], str]:
-        return {(row["network"], row["batch"]): row["graph"] for row in self._table("graphs.parquet")}
+    def _graphs(self) -> dict[tuple[str, int, str], str]:
+        rows = self._table("graphs.parquet")
+        return {(row["network"], row["batch"], row["float_dtype"]): row["graph"] for row in rows}
 
     @cached_property
     def _calls(self) -> list[MeasuredCall]:
@@ -78,16 +83,25 @@ class DataSet:
 
     def has_graph(self, row: CaseRow) -> bool:
         """Whether the graph store holds the case's network."""
-        return (row.network, TEMPLATE_BATCH) in self._graphs or (row.network, row.batch) in self._graphs
+        return self._stored(row) is not None
 
-    def graph(self, row: CaseRow, *, cast: bool = True) -> ModelGraph:
-        """The case's graph at its batch, cast to its precision unless `cast` is false. KeyError if there is none."""
-        exact = self._graphs.get((row.network, row.batch))
-        if exact is not None:
-            graph = ModelGraph.from_dict(json.loads(exact))
-        else:
-            graph = at_batch(ModelGraph.from_dict(json.loads(self._graphs[row.network, TEMPLATE_BATCH])), row.batch)
-        return graph.cast(row.precision.float_dtype) if cast else graph
+    def _stored(self, row: CaseRow) -> tuple[str, int, str] | None:
+        """The store's name of the graph nearest to the case: its own dtype before fp32, its own batch before any."""
+        names = [
+            (row.network, batch, dtype)
+            for dtype in (row.precision.float_dtype, "float32")
+            for batch in (row.batch, TEMPLATE_BATCH)
+        ]
+        return next((name for name in names if name in self._graphs), None)
+
+    def graph(self, row: CaseRow) -> ModelGraph:
+        """The case's graph at its batch and in its precision. KeyError if there is none."""
+        name = self._stored(row)
+        if name is None:
+            raise KeyError(f"{self.root}: no graph of {row.architecture} ({row.network})")
+        graph = ModelGraph.from_dict(json.loads(self._graphs[name]))
+        graph = graph if graph.batch == row.batch else at_batch(graph, row.batch)
+        return graph if name[2] == row.precision.float_dtype else graph.cast(row.precision.float_dtype)
 
     def operators(self, row: CaseRow) -> OperatorRows:
         """Measured rows of the case, in order. KeyError if the case has none."""
@@ -102,7 +116,7 @@ class DataSet:
 
     def node_labels(self, row: CaseRow, graph: ModelGraph | None = None) -> NodeLabels:
         """The measured rows seen from the graph's operators."""
-        graph = graph or self.graph(row, cast=False)
+        graph = graph or self.graph(row)
         return node_labels(self.operators(row), len(graph.operators))
 
 

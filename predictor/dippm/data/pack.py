@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dippm.case import Mode
+from dippm.case import Mode, Precision
 from dippm.data.batches import TEMPLATE_BATCH, at_batch
 from dippm.data.join import align, align_decomposed, matched_share, tokens_of_calls, tokens_of_graph
 from dippm.data.rows import MeasuredCall
@@ -25,6 +25,9 @@ PROVENANCE = (
     "run", "gpu", "gpu_uuid", "driver", "cuda", "cudnn", "torch", "timm", "transformers", "python", "host", "kernel",
     "started",
 )  # fmt: skip
+CAP_COLUMNS = (
+    "min_cap_steady_mib", "min_cap_mib", "cap_failed_mib", "cap_trials", "cap_allocated_mib", "cap_reserved_mib", "run",
+)  # fmt: skip
 ANCHOR_COLUMNS = ("device_ms", "host_ms", "latency_ms", "latency_p90_ms", "energy_j")
 
 Case = Mapping[str, Any]
@@ -40,6 +43,7 @@ class Packed:
     sequences: list[dict[str, Any]] = field(default_factory=list)
     graphs: list[dict[str, Any]] = field(default_factory=list)
     anchors: list[dict[str, Any]] = field(default_factory=list)
+    caps: list[dict[str, Any]] = field(default_factory=list)
 
 
 def call_of(entry: Sequence[Any]) -> MeasuredCall:
@@ -52,22 +56,23 @@ def call_of(entry: Sequence[Any]) -> MeasuredCall:
 class Graphs:
     """Extracted graphs by network and batch, rescaled on demand."""
 
-    def __init__(self, extracted: Iterable[tuple[str, int, ModelGraph | str]]) -> None:
-        self.by_key: dict[tuple[str, int], ModelGraph] = {}
+    def __init__(self, extracted: Iterable[tuple[tuple[str, int, str], ModelGraph | str]]) -> None:
+        self.by_name: dict[tuple[str, int, str], ModelGraph] = {}
         self.errors: dict[str, str] = {}
-        for key, batch, graph in extracted:
+        for name, graph in extracted:
             if isinstance(graph, str):
-                self.errors[key] = graph
+                self.errors[name[0]] = graph
             else:
-                self.by_key[key, batch] = graph
+                self.by_name[name] = graph
 
-    def get(self, key: str, batch: int) -> ModelGraph | None:
-        """The graph at a batch; None where the network could not be exported."""
-        exact = self.by_key.get((key, batch))
-        if exact is not None:
-            return exact
-        template = self.by_key.get((key, TEMPLATE_BATCH))
-        return None if template is None else at_batch(template, batch)
+    def get(self, key: str, batch: int, float_dtype: str) -> ModelGraph | None:
+        """The graph at a batch and dtype; None where the network could not be exported."""
+        for dtype in (float_dtype, "float32"):
+            exact, template = self.by_name.get((key, batch, dtype)), self.by_name.get((key, TEMPLATE_BATCH, dtype))
+            found = exact or (template and at_batch(template, batch))
+            if found is not None:
+                return found if dtype == float_dtype else found.cast(float_dtype)
+        return None
 
 
 def pack(
@@ -82,6 +87,7 @@ def pack(
         if row.get("anchor"):
             packed.anchors.append(_anchor(row, runs))
         elif row["purpose"] == "min_cap":
+            packed.caps.append({"case": row["case"], "status": row["status"], **{k: row.get(k) for k in CAP_COLUMNS}})
             labels.setdefault(row["case"], {}).update(
                 {k: row[k] for k in ("min_cap_steady_mib", "cap_failed_mib", "min_cap_mib", "cap_trials") if k in row}
             )
@@ -94,10 +100,11 @@ def pack(
         share = _sequence(packed, index, name, row, cases[name], graphs) if "operators" in row else None
         packed.cases.append(_case(name, row, cases[name], runs, share))
     used = {row["network"] for row in packed.cases}
-    for (key, batch), graph in sorted(graphs.by_key.items()):
+    for (key, batch, dtype), graph in sorted(graphs.by_name.items()):
         if key in used:
             body = json.dumps(graph.to_dict(), separators=(",", ":"))
-            packed.graphs.append({"network": key, "batch": batch, "digest": graph.digest, "graph": body})
+            names = {"network": key, "batch": batch, "float_dtype": dtype}
+            packed.graphs.append({**names, "digest": graph.digest, "graph": body})
     return packed
 
 
@@ -113,7 +120,7 @@ def _sequence(
     calls = [call_of(entry) for entry in table["calls"]]
     places = [_place(packed, index, call) for call in calls]
     sequence = [calls[i] for i in table["sequence"]]
-    graph = graphs.get(network_key(case), case["batch"])
+    graph = graphs.get(network_key(case), case["batch"], Precision(case["precision"]).float_dtype)
     node = [-1] * len(sequence)
     share = None
     if graph is not None:
@@ -199,7 +206,7 @@ def write(packed: Packed, root: Path) -> dict[str, int]:
         **dict.fromkeys(FLOATS, arrow.float64()), **dict.fromkeys(("latency_passes", "energy_passes"), arrow.int32()),
     }  # fmt: skip
     sizes = {}
-    for name in ("cases", "operators", "sequences", "graphs", "anchors"):
+    for name in ("cases", "operators", "sequences", "graphs", "anchors", "caps"):
         rows = getattr(packed, name)
         columns = {}
         for key in rows[0] if rows else ():

@@ -1,7 +1,8 @@
 """`dippm measure`: measures a list of cases on this machine's GPU, row by row, and resumes where it stopped.
 
 Stages run one after the other, each with its own time: `anchors`, `timed` (one process on the GPU at a time),
-`memory` (side by side), `caps` (the smallest cap) and `rest` (memory of what `timed` did not reach). What a stage does not reach is left for the next run.
+`memory` (side by side), `caps` (the smallest cap) and `rest` (memory of what `timed` did not reach). What a stage
+does not reach is left for the next run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from dippm.case import Allocator
-from dippm.measure.schedule import Plan, RowFile, Schedule, pin, remaining
+from dippm.data.rowfile import RowFile
+from dippm.measure.schedule import Plan, Schedule, pin, remaining
 from dippm.zoo.case import ZooCase, read_cases
 
 STAGES = ("anchors", "timed", "memory", "caps", "rest")
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cases", type=Path, help="list of cases, as `dippm graph --list` writes it")
     parser.add_argument("--out", type=Path, required=True, help="rows are appended here (gzip members of JSON lines)")
     parser.add_argument(
-        "--stages", default="anchors:60,timed:1800,anchors:60,memory:1800,caps:300",
+        "--stages", type=stages, default="anchors:60,timed:1800,anchors:60,memory:1800,caps:300",
         help="stage:seconds, in order, of anchors, timed, memory, caps (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=12, help="processes side by side where no time is taken")
@@ -39,6 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-process", type=int, default=8, help="cases after which a process is replaced")
     parser.add_argument("--budget-gib", type=float, default=110.0, help="planned memory on the GPU at once")
     parser.add_argument("--limit", type=int, default=None, help="no more than so many cases a stage")
+
+
+def stages(text: str) -> list[tuple[str, float]]:
+    """`timed:300,memory` as names and seconds (without a number: no end). Raises argparse.ArgumentTypeError."""
+    found = []
+    for part in text.split(","):
+        name, _, seconds = part.partition(":")
+        if name not in STAGES or (seconds and not seconds.isdigit()):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no stage: write NAME:SECONDS with one of {', '.join(STAGES)}"
+            )
+        found.append((name, float(seconds or 1e9)))
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,13 +65,10 @@ def run(args: argparse.Namespace) -> int:
     rows.append({"provenance": report})
     print(json.dumps(report), file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        for index, stage in enumerate(args.stages.split(",")):
-            name, _, seconds = stage.partition(":")
-            if name not in STAGES:
-                raise SystemExit(f"--stages {stage}: the stages are {', '.join(STAGES)}")
-            print(f"== {name} ({seconds} s)", file=sys.stderr, flush=True)
+        for index, (name, seconds) in enumerate(args.stages):
+            print(f"== {name} ({seconds:g} s)", file=sys.stderr, flush=True)
             chosen = remaining(of_stage(cases, name), rows.rows())[: args.limit]
-            plan = stage_plan(args, name, float(seconds or 1e9))
+            plan = stage_plan(args, name, seconds)
             lock = Path(folder) / "gpu.lock" if name in ("anchors", "timed") else None
             extra = {"run": report["run"], "stage": index}
             Schedule(plan, server(lock, name), lambda row, extra=extra: rows.append({**row, **extra})).run(chosen)  # type: ignore[misc]
@@ -94,7 +106,7 @@ def preload() -> None:
     import timm  # noqa: F401
     import torch
     import torch.export
-    import torch.utils.flop_counter  # noqa: F401
+    import torch.utils.flop_counter
     import transformers
 
     from dippm.zoo import handwritten, random_networks  # noqa: F401
@@ -153,7 +165,7 @@ def _describe(pipe: Connection) -> None:
     from dippm.measure.provenance import provenance
 
     gpu = open_gpu()
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     energy, begun = gpu.energy_j(), time.perf_counter()
     time.sleep(2.0)
     idle = (gpu.energy_j() - energy) / (time.perf_counter() - begun)

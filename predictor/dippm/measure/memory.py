@@ -155,7 +155,9 @@ def measure_memory(loaded: Loaded, gpu: Gpu) -> MemoryLabels:
     torch.cuda.synchronize()
     after = counters.read()
     if (after.retries, after.ooms) != (before.retries, before.ooms):
-        raise AllocatorRetried(f"num_alloc_retries {before.retries} -> {after.retries}, num_ooms {before.ooms} -> {after.ooms}")
+        raise AllocatorRetried(
+            f"num_alloc_retries {before.retries} -> {after.retries}, num_ooms {before.ooms} -> {after.ooms}"
+        )
     reserved = max(counters_reserved, after.reserved_peak)
     process = gpu.process_mib()
     context = None if process is None else process - after.reserved / MIB

@@ -59,7 +59,7 @@ class Record:
     @property
     def peak_bytes(self) -> int:
         """The pass's allocated peak, put together from the rows."""
-        return max((l + c.peak_bytes for l, c in zip(self.level_bytes, self.calls, strict=True)), default=0)
+        return max((level + c.peak_bytes for level, c in zip(self.level_bytes, self.calls, strict=True)), default=0)
 
 
 def tensor_row(tensor: torch.Tensor) -> TensorRow:
@@ -82,7 +82,9 @@ def argument_text(value: Any) -> str:
     return str(value).removeprefix("torch.")
 
 
-def describe(func: Any, args: Any, kwargs: Any, out: Any) -> tuple[str, tuple[TensorRow, ...], str, tuple[TensorRow, ...], tuple[int, ...]]:
+def describe(
+    func: Any, args: Any, kwargs: Any, out: Any
+) -> tuple[str, tuple[TensorRow, ...], str, tuple[TensorRow, ...], tuple[int, ...]]:
     """(target, inputs, arguments, outputs, views) of a call."""
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
@@ -94,11 +96,11 @@ def describe(func: Any, args: Any, kwargs: Any, out: Any) -> tuple[str, tuple[Te
     return str(func), tuple(map(tensor_row, given)), text, tuple(map(tensor_row, made)), views
 
 
-class _MemoryRecorder(TorchDispatchMode):
+class _MemoryRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Reads the allocator around every call."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.described: list[tuple[Any, ...]] = []
         self.before: list[counters.Reading] = []
         self.after: list[counters.Reading] = []
@@ -114,7 +116,7 @@ class _MemoryRecorder(TorchDispatchMode):
         return out
 
 
-class _RangeMarker(TorchDispatchMode):
+class _RangeMarker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Puts a profiler range around every call, in the order in which `_MemoryRecorder` counts them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -140,8 +142,12 @@ def record_memory(forward: Callable[[], Any]) -> Record:
     events = cut_trace([(e["action"], e["size"]) for e in trace], start, recorder.before, recorder.after)
     record = Record()
     level = start.allocated
-    for described, before, after, inside in zip(recorder.described, recorder.before, recorder.after, events, strict=True):
-        record.calls.append(Call(*described, after.allocated - before.allocated, after.allocated_peak - before.allocated, inside))
+    for described, before, after, inside in zip(
+        recorder.described, recorder.before, recorder.after, events, strict=True
+    ):
+        target, inputs, arguments, outputs, views = described
+        net, peak = after.allocated - before.allocated, after.allocated_peak - before.allocated
+        record.calls.append(Call(target, inputs, arguments, outputs, views, net, peak, inside))
         record.level_bytes.append(before.allocated)
         record.freed_bytes.append(level - before.allocated)
         level = after.allocated
@@ -160,7 +166,9 @@ def cut_trace(
     """
     signed = [size if action == "alloc" else -size for action, size in trace if action in ("alloc", "free_completed")]
     base = start.allocations + start.frees
-    cuts = [(b.allocations + b.frees - base, a.allocations + a.frees - base) for b, a in zip(before, after, strict=True)]
+    cuts = [
+        (b.allocations + b.frees - base, a.allocations + a.frees - base) for b, a in zip(before, after, strict=True)
+    ]
     if cuts and cuts[-1][1] > len(signed):
         return [()] * len(cuts)
     return [tuple(signed[first:last]) for first, last in cuts]
@@ -171,11 +179,11 @@ def record_kernels(forward: Callable[[], Any], calls: int) -> tuple[list[float],
 
     Raises RuntimeError if the pass made another number of calls than the memory pass did.
     """
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
     from torch.autograd.profiler import profile
 
     with profile(use_device="cuda", use_kineto=True) as profiler:
-        with _RangeMarker():
+        with _RangeMarker():  # type: ignore[no-untyped-call]
             out = forward()
         torch.cuda.synchronize()
     del out

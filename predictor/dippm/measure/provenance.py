@@ -38,7 +38,7 @@ def provenance(gpu: Gpu) -> dict[str, str | int | float]:
         **gpu.describe(),
         "run": f"{int(time.time())}-{gpu.describe()['gpu_uuid'][-6:]}",
         "cuda": torch.version.cuda or "",
-        "cudnn": str(torch.backends.cudnn.version() or ""),
+        "cudnn": str(torch.backends.cudnn.version() or ""),  # type: ignore[no-untyped-call]
         "torch": torch.__version__,
         "timm": _version("timm"),
         "transformers": _version("transformers"),

@@ -9,7 +9,6 @@ measured again alone at the end.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import multiprocessing
 import os
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
-from pathlib import Path
 from typing import Any, TextIO
 
 from dippm.case import Allocator
@@ -54,30 +52,6 @@ class _Slot:
     case: ZooCase | None = None
     since: float = 0.0
     done: int = 0
-
-
-class RowFile:
-    """Rows as lines of JSON, each a gzip member of its own: what was written stays readable whatever happens next."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds one row."""
-        with self.path.open("ab") as out:
-            out.write(gzip.compress((json.dumps(row, separators=(",", ":")) + "\n").encode(), 6))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows; a last member that was cut off is left out."""
-        if not self.path.exists():
-            return []
-        found: list[dict[str, Any]] = []
-        with gzip.open(self.path, "rt") as lines:
-            try:
-                found.extend(json.loads(line) for line in lines)
-            except EOFError:
-                print(f"{self.path}: the last row was cut off and is left out", file=sys.stderr)
-        return found
 
 
 def remaining(cases: Iterable[ZooCase], rows: Iterable[dict[str, Any]]) -> list[ZooCase]:
@@ -138,7 +112,12 @@ class Schedule:
     def _show(self, elapsed: float, total: int) -> None:
         rate = self.written / max(elapsed, 1e-9)
         left = (total - self.written) / rate if rate else float("nan")
-        print(f"{self.written}/{total} rows, {self.failed} without labels, {rate:.2f}/s, {min(left, self.plan.seconds - elapsed):.0f} s left", file=self.progress, flush=True)
+        print(
+            f"{self.written}/{total} rows, {self.failed} without labels, {rate:.2f}/s, "
+            f"{min(left, self.plan.seconds - elapsed):.0f} s left",
+            file=self.progress,
+            flush=True,
+        )
 
     def _ready(self) -> list[_Slot]:
         busy = {s.pipe: s for s in self.slots if s.case}
@@ -181,7 +160,11 @@ class Schedule:
             row: dict[str, Any] = json.loads(slot.pipe.recv_bytes())
         except EOFError:
             slot.process.join(5)
-            row = {"case": case.id, "status": "failed", "reason": f"the process died (exit code {slot.process.exitcode})"}
+            row = {
+                "case": case.id,
+                "status": "failed",
+                "reason": f"the process died (exit code {slot.process.exitcode})",
+            }
             self.slots.remove(slot)
         slot.case, slot.done = None, slot.done + 1
         crowded = any(s.case for s in self.slots)

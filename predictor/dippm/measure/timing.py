@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -43,6 +44,10 @@ class Times:
     energy_passes: int
 
 
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def _pass_ms(forward: Callable[[], Any]) -> float:
     torch.cuda.synchronize()
     begun = time.perf_counter()
@@ -73,9 +78,9 @@ def run_ahead_milliseconds(forward: Callable[[], Any], host_ms: float, repeats: 
     times = []
     spin_ms = 1.3 * host_ms + 0.5
     for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = _event(), _event()
         torch.cuda.synchronize()
-        torch.cuda._sleep(int(spin_ms * SPIN_CYCLES_PER_MS))
+        torch.cuda._sleep(int(spin_ms * SPIN_CYCLES_PER_MS))  # type: ignore[no-untyped-call]
         begin.record()
         out = forward()
         end.record()
@@ -91,7 +96,9 @@ def run_ahead_milliseconds(forward: Callable[[], Any], host_ms: float, repeats: 
     return statistics.median(times) if times else None
 
 
-def latency_and_energy(forward: Callable[[], Any], gpu: Gpu, seconds: float = ENERGY_SECONDS) -> dict[str, float | int | None]:
+def latency_and_energy(
+    forward: Callable[[], Any], gpu: Gpu, seconds: float = ENERGY_SECONDS
+) -> dict[str, float | int | None]:
     """Back-to-back passes for at least `seconds` and 30 passes (fewer where a pass is long): latency and energy.
 
     With `seconds` zero the loop ends with the passes and no energy is given.
@@ -102,14 +109,14 @@ def latency_and_energy(forward: Callable[[], Any], gpu: Gpu, seconds: float = EN
     torch.cuda.synchronize()
     longest = LONGEST_SECONDS if seconds else LONGEST_SECONDS / 2
     least = max(3, min(PASSES, int(longest * 1e3 / max(estimate, 1e-3))))
-    events = [torch.cuda.Event(enable_timing=True)]
+    events = [_event()]
     energy, begun, passes = gpu.energy_j(), time.perf_counter(), 0
     events[0].record()
     while passes < least or time.perf_counter() - begun < seconds:
         out = forward()
         passes += 1
         if passes <= PASSES:
-            event = torch.cuda.Event(enable_timing=True)
+            event = _event()
             event.record()
             events.append(event)
         if passes % 64 == 0:
@@ -117,7 +124,7 @@ def latency_and_energy(forward: Callable[[], Any], gpu: Gpu, seconds: float = EN
         del out
     torch.cuda.synchronize()
     elapsed, joules = time.perf_counter() - begun, gpu.energy_j() - energy
-    times = sorted(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
+    times = sorted(a.elapsed_time(b) for a, b in itertools.pairwise(events))
     return {
         "latency_ms": statistics.fmean(times),
         "latency_median_ms": statistics.median(times),

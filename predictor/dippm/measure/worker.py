@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import time
 import zlib
@@ -67,7 +68,13 @@ def operator_table(record: Record) -> dict[str, Any]:
 def measure_case(case: ZooCase, bench: Bench) -> dict[str, Any]:
     """The case's row: `status` is `ok`, `oom` (a label: it does not fit the whole GPU) or `failed` with its reason."""
     begun = time.perf_counter()
-    row: dict[str, Any] = {"case": case.id, "status": "ok", "reason": "", "cases_before": bench.measured, "pid": os.getpid()}
+    row: dict[str, Any] = {
+        "case": case.id,
+        "status": "ok",
+        "reason": "",
+        "cases_before": bench.measured,
+        "pid": os.getpid(),
+    }
     try:
         if case.purpose == "min_cap":
             row |= caps.smallest_cap(case)
@@ -112,7 +119,7 @@ def _labels(case: ZooCase, module: torch.nn.Module, bench: Bench) -> dict[str, A
             row |= asdict(measure_times(loaded.forward, bench.gpu, total, number, seconds=seconds))
             marks.append(time.perf_counter())
         row["operators"] = operator_table(record)
-        row["stage_seconds"] = [round(b - a, 3) for a, b in zip(marks, marks[1:], strict=False)]
+        row["stage_seconds"] = [round(b - a, 3) for a, b in itertools.pairwise(marks)]
     finally:
         if loaded is not None:
             loaded.close()

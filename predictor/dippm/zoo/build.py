@@ -22,7 +22,16 @@ from dippm.zoo.case import InputShape, Network, ZooCase
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _RANDOM = frozenset(
-    {"normal_", "uniform_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "orthogonal_"}
+    {
+        "normal_",
+        "uniform_",
+        "trunc_normal_",
+        "erfinv_",
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "orthogonal_",
+    }
 )
 _IN_PLACE = frozenset({"mul_", "add_", "clamp_", "fill_", "zero_"})
 
@@ -116,7 +125,8 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
             return torch.empty_like(tensor, device=device, dtype=target)
         return tensor.to(device, target)
 
-    return module._apply(move)
+    module._apply(move)  # type: ignore[no-untyped-call]
+    return module
 
 
 @torch.no_grad()
@@ -133,7 +143,9 @@ def fill(module: nn.Module, seed: int = 0) -> None:
             seen.add(id(parameter))
             if normalises or parameter.ndim <= 1:
                 _fill_vector(owner, name, parameter)
-            elif isinstance(owner, nn.Embedding) or any(part in name for part in ("embed", "token", "bias_table", "pos")):
+            elif isinstance(owner, nn.Embedding) or any(
+                part in name for part in ("embed", "token", "bias_table", "pos")
+            ):
                 parameter.normal_(0.0, 0.02, generator=generator)
             else:
                 fan_in = parameter.numel() / parameter.shape[0]
@@ -159,10 +171,12 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
     def adopt(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0].detach().float()
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        layer.running_mean.copy_(x.mean(axes))  # type: ignore[operator,union-attr]
-        layer.running_var.copy_(x.var(axes, unbiased=False).clamp_(min=1e-3))  # type: ignore[operator,union-attr]
+        layer.running_mean.copy_(x.mean(axes))  # type: ignore[operator]
+        layer.running_var.copy_(x.var(axes, unbiased=False).clamp_(min=1e-3))  # type: ignore[operator]
 
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    layers = [
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
     handles = [layer.register_forward_pre_hook(adopt) for layer in layers]
     try:
         yield

@@ -31,7 +31,9 @@ def _variants(entry: dict[str, Any]) -> Iterator[Network]:
         yield Network(name, source, model, {**kwargs, **fixed}, (InputShape((3, side, side)),))
     for steps in entry.get("tokens", {}).get("steps", ()):
         long = {"n_positions": steps} if model == "gpt2" and steps > 1024 else {}
-        yield Network(name, source, model, {**kwargs, **long}, (InputShape((steps,), "int64", entry["tokens"]["high"]),))
+        yield Network(
+            name, source, model, {**kwargs, **long}, (InputShape((steps,), "int64", entry["tokens"]["high"]),)
+        )
     for shape in entry.get("features", ()):
         inputs = [InputShape(tuple(shape))]
         if ids := entry.get("ids"):
@@ -56,6 +58,8 @@ def random_members(count: int, seed: int) -> list[Member]:
     members = []
     for index in range(count):
         side = random.choice((64, 96, 128, 160, 192, 224, 224, 256, 320))
-        network = Network(f"random_{index:04d}", "random", "random", {"seed": seed * 100_000 + index}, (InputShape((3, side, side)),))
+        network = Network(
+            f"random_{index:04d}", "random", "random", {"seed": seed * 100_000 + index}, (InputShape((3, side, side)),)
+        )
         members.append(Member(network, "random", "random"))
     return members

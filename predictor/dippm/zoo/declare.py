@@ -115,7 +115,7 @@ def _stratum(case: ZooCase) -> Hashable:
 def declare(
     members: Sequence[Member], plans: dict[str, Plan], *, seed: int, timed: int, memory: int, caps: int = 0
 ) -> list[ZooCase]:
-    """About `timed` cases with time, `memory` with memory alone and `caps` searches for the smallest cap, no case twice.
+    """About `timed` cases with time, `memory` with memory alone, `caps` searches for the smallest cap; no case twice.
 
     Networks without a plan are left out. The same arguments give the same list on every machine.
     """
@@ -128,7 +128,11 @@ def declare(
         rounds: list[Member] = []
         for _ in range(count * 4):
             if not rounds:
-                rounds = [m for m in random.sample(usable, len(usable)) if m.family != "random" or random.random() < RANDOM_SHARE]
+                rounds = [
+                    m
+                    for m in random.sample(usable, len(usable))
+                    if m.family != "random" or random.random() < RANDOM_SHARE
+                ]
             member = rounds.pop()
             case = _draw(member, plans[member.network.key], random, timed=is_timed)
             if case is not None and case.id not in seen:
@@ -136,12 +140,16 @@ def declare(
                 drawn.append(case)
             if len(drawn) == count:
                 break
-        lists.append(stratified(drawn, _stratum, seed))
+        shuffled = stratified(drawn, _stratum, seed)
+        lists.append(networks_first(shuffled) if is_timed else shuffled)
     searched = stratified(
         [
             replace(case, timed=False, purpose="min_cap")
             for case in (*lists[0], *lists[1])
-            if case.mode is Mode.INFERENCE and case.runtime is Runtime.EAGER and case.planned_ms < 120 and case.planned_mib < 9_000
+            if case.mode is Mode.INFERENCE
+            and case.runtime is Runtime.EAGER
+            and case.planned_ms < 120
+            and case.planned_mib < 9_000
         ],
         _stratum,
         seed + 1,

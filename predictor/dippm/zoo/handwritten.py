@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [width << level for level in range(depth + 1)]
         self.stem = _double(3, width)
-        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), _double(a, b)) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), _double(a, b)) for a, b in itertools.pairwise(widths))
         pairs = list(zip(widths[::-1], widths[-2::-1], strict=False))
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in pairs)
         self.join = nn.ModuleList(_double(2 * b, b) for _, b in pairs)
@@ -43,14 +45,18 @@ class FeaturePyramid(nn.Module):
     def __init__(self, width: int = 64, neck: int = 256, anchors: int = 9, classes: int = 80) -> None:
         super().__init__()
         widths = [width, width * 2, width * 4, width * 8]
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
         self.levels = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, 2 if i else 1, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), _double(b, b))
             for i, (a, b) in enumerate(zip([width, *widths], widths, strict=False))
         )
         self.lateral = nn.ModuleList(nn.Conv2d(w, neck, 1) for w in widths)
         self.smooth = nn.ModuleList(nn.Conv2d(neck, neck, 3, padding=1) for _ in widths)
-        self.head = nn.Sequential(nn.Conv2d(neck, neck, 3, padding=1), nn.ReLU(), nn.Conv2d(neck, anchors * (classes + 4), 3, padding=1))
+        self.head = nn.Sequential(
+            nn.Conv2d(neck, neck, 3, padding=1), nn.ReLU(), nn.Conv2d(neck, anchors * (classes + 4), 3, padding=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores and boxes of every position of every level, [batch, positions, anchors * (classes + 4)]."""
@@ -64,7 +70,9 @@ class FeaturePyramid(nn.Module):
         for feature, lateral in zip(features[-2::-1], list(self.lateral)[-2::-1], strict=True):
             top = lateral(feature) + nn.functional.interpolate(top, size=feature.shape[-2:], mode="nearest")
             merged.append(top)
-        outputs = [self.head(smooth(m)).flatten(2).transpose(1, 2) for smooth, m in zip(self.smooth, merged, strict=True)]
+        outputs = [
+            self.head(smooth(m)).flatten(2).transpose(1, 2) for smooth, m in zip(self.smooth, merged, strict=True)
+        ]
         return torch.cat(outputs, 1)
 
 
@@ -92,7 +100,9 @@ class Waveform(nn.Module):
 class Recurrent(nn.Module):
     """Embedding, LSTM or GRU, classifier of the last step."""
 
-    def __init__(self, cell: str = "lstm", vocabulary: int = 30000, width: int = 512, layers: int = 2, both: bool = False) -> None:
+    def __init__(
+        self, cell: str = "lstm", vocabulary: int = 30000, width: int = 512, layers: int = 2, both: bool = False
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         make = nn.LSTM if cell == "lstm" else nn.GRU
@@ -108,12 +118,16 @@ class Recurrent(nn.Module):
 class Recommender(nn.Module):
     """Embedding tables and two stacks of dense layers with pairwise products (after DLRM, Naumov et al., 2019)."""
 
-    def __init__(self, tables: int = 26, rows: int = 100000, width: int = 64, dense: int = 13, hidden: int = 1024) -> None:
+    def __init__(
+        self, tables: int = 26, rows: int = 100000, width: int = 64, dense: int = 13, hidden: int = 1024
+    ) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(rows, width) for _ in range(tables))
         self.bottom = nn.Sequential(nn.Linear(dense, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.ReLU())
         pairs = (tables + 1) ** 2
-        self.top = nn.Sequential(nn.Linear(pairs + width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.top = nn.Sequential(
+            nn.Linear(pairs + width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
 
     def forward(self, dense: Tensor, sparse: Tensor) -> Tensor:
         """[batch, dense] features and [batch, tables] ids to [batch, 1]."""
@@ -133,7 +147,9 @@ class TokenEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
         self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
         self.proj = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
-        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(layers))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(layers)
+        )
         self.out = nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -141,7 +157,9 @@ class TokenEncoder(nn.Module):
         x = self.embed(tokens)
         batch, steps, width = x.shape
         for i, (qkv, proj, mlp) in enumerate(zip(self.qkv, self.proj, self.mlps, strict=True)):
-            heads = qkv(self.norms[2 * i](x)).view(batch, steps, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            heads = (
+                qkv(self.norms[2 * i](x)).view(batch, steps, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            )
             mixed = nn.functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
             x = x + proj(mixed.transpose(1, 2).reshape(batch, steps, width))
             x = x + mlp(self.norms[2 * i + 1](x))
@@ -154,8 +172,14 @@ class VideoNet(nn.Module):
     def __init__(self, width: int = 64, classes: int = 400) -> None:
         super().__init__()
         widths = [width, width, width * 2, width * 4, width * 8]
-        self.stem = nn.Sequential(nn.Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False), nn.BatchNorm3d(width), nn.ReLU(inplace=True))
-        self.convs = nn.ModuleList(nn.Conv3d(a, b, 3, 1 if i == 0 else 2, 1, bias=False) for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)))
+        self.stem = nn.Sequential(
+            nn.Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False),
+            nn.BatchNorm3d(width),
+            nn.ReLU(inplace=True),
+        )
+        self.convs = nn.ModuleList(
+            nn.Conv3d(a, b, 3, 1 if i == 0 else 2, 1, bias=False) for i, (a, b) in enumerate(itertools.pairwise(widths))
+        )
         self.norms = nn.ModuleList(nn.BatchNorm3d(b) for b in widths[1:])
         self.inner = nn.ModuleList(nn.Conv3d(b, b, 3, 1, 1, bias=False) for b in widths[1:])
         self.out = nn.Linear(widths[-1], classes)
@@ -175,7 +199,7 @@ class Perceptron(nn.Module):
     def __init__(self, features: int = 1024, hidden: int = 4096, layers: int = 4, classes: int = 1000) -> None:
         super().__init__()
         widths = [features, *[hidden] * layers]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.out = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -35,11 +35,11 @@ class Plan:
     operators: int
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages alive after each operator, through weak references."""
 
     def __init__(self, placed: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = self.written = self.operators = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in placed}
 

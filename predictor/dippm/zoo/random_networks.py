@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import torch
@@ -46,9 +47,13 @@ class Residual(nn.Module):
 
     def __init__(self, random: Random, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
-        widths = [width_in, *[random.choice((width_out, width_out // 2, width_out * 2)) for _ in range(random.randint(0, 2))], width_out]
+        widths = [
+            width_in,
+            *[random.choice((width_out, width_out // 2, width_out * 2)) for _ in range(random.randint(0, 2))],
+            width_out,
+        ]
         self.chain = nn.Sequential(
-            *(ConvBlock(random, a, b, stride if i == 0 else 1) for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)))
+            *(ConvBlock(random, a, b, stride if i == 0 else 1) for i, (a, b) in enumerate(itertools.pairwise(widths)))
         )
         same = width_in == width_out and stride == 1
         self.skip = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1, stride, bias=False)
@@ -99,7 +104,13 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.body = ConvBlock(random, width_in, width_out, stride)
         hidden = max(8, width_out // random.choice((4, 8, 16)))
-        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width_out, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width_out, 1), nn.Sigmoid())
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(width_out, hidden, 1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, width_out, 1),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The body's output times its channels' weights."""
@@ -118,19 +129,25 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width_out)
         self.qkv = nn.Linear(width_out, 3 * width_out, bias=random.random() < 0.5)
         self.out = nn.Linear(width_out, width_out)
-        self.mlp = nn.Sequential(nn.LayerNorm(width_out), nn.Linear(width_out, random.choice((2, 4)) * width_out), nn.GELU())
-        self.back = nn.Linear(self.mlp[1].out_features, width_out)
+        hidden = random.choice((2, 4)) * width_out
+        self.mlp = nn.Sequential(nn.LayerNorm(width_out), nn.Linear(width_out, hidden), nn.GELU())
+        self.back = nn.Linear(hidden, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, h, w] to the same with `side` by `side` positions."""
         x = nn.functional.adaptive_avg_pool2d(self.project(x), (self.side, self.side))
         batch, width, height, breadth = x.shape
         tokens = x.flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(self.norm(tokens)).reshape(batch, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(self.norm(tokens))
+            .reshape(batch, -1, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, width)
         tokens = tokens + self.out(mixed)
         tokens = tokens + self.back(self.mlp(tokens))
-        return tokens.transpose(1, 2).reshape(batch, width, height, breadth)
+        return tokens.transpose(1, 2).reshape(batch, width, height, breadth)  # type: ignore[no-any-return]
 
 
 class UpDown(nn.Module):
@@ -151,7 +168,9 @@ class UpDown(nn.Module):
         if self.up is not None:
             deep = self.up(deep)
         if deep.shape[-2:] != x.shape[-2:]:
-            deep = nn.functional.interpolate(deep, size=x.shape[-2:], mode="nearest" if self.up is not None else self.mode)
+            deep = nn.functional.interpolate(
+                deep, size=x.shape[-2:], mode="nearest" if self.up is not None else self.mode
+            )
         return self.join(torch.cat([deep, x], 1))  # type: ignore[no-any-return]
 
 
@@ -174,7 +193,7 @@ class RandomNetwork(nn.Module):
                 kinds += [Attention, Attention]
             for block in range(random.randint(1, 4)):
                 stride = 2 if block == 0 and stage > 0 else 1
-                stages.append(random.choice(kinds)(random, width, target, stride))  # type: ignore[arg-type]
+                stages.append(random.choice(kinds)(random, width, target, stride))
                 width = target
         self.stages = nn.Sequential(*stages)
         hidden = random.choice((0, 256, 1024, 4096))

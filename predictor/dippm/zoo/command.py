@@ -1,0 +1,100 @@
+"""`dippm graph`: draws the list of cases, extracts the networks' graphs, and packs measured rows with them.
+
+dippm graph list cases.jsonl --timed 900 --memory 2600       the list that dippm measure takes
+dippm graph extract cases.jsonl graphs.gz                    one graph a network, resumable
+dippm graph pack cases.jsonl rows.gz graphs.gz --out datasets/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from dippm.case import Precision
+from dippm.data.batches import TEMPLATE_BATCH
+from dippm.zoo.case import Network, ZooCase, read_cases, write_cases
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `dippm graph`."""
+    steps = parser.add_subparsers(dest="step", required=True)
+    listed = steps.add_parser("list", help="draw the list of cases from a seed")
+    listed.add_argument("cases", type=Path)
+    listed.add_argument("--seed", type=int, default=1)
+    listed.add_argument("--random", type=int, default=160, help="random networks (default: %(default)s)")
+    listed.add_argument("--timed", type=int, default=900, help="cases with time and energy (default: %(default)s)")
+    listed.add_argument("--memory", type=int, default=2600, help="cases of memory alone (default: %(default)s)")
+    listed.add_argument("--caps", type=int, default=160, help="searches for the smallest cap (default: %(default)s)")
+    extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
+    extracted.add_argument("cases", type=Path)
+    extracted.add_argument("graphs", type=Path, help="graphs are appended here; what it holds is not made again")
+    extracted.add_argument(
+        "--half", action="store_true", help="also in half precision, where a network casts by itself"
+    )
+    packed = steps.add_parser("pack", help="join measured rows with graphs and write Parquet")
+    packed.add_argument("cases", type=Path)
+    packed.add_argument("rows", type=Path, nargs="+", help="rows as dippm measure wrote them")
+    packed.add_argument("--graphs", type=Path, nargs="+", required=True)
+    packed.add_argument("--out", type=Path, required=True, help="folder of the data set")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one step; 0."""
+    return {"list": _list, "extract": _extract, "pack": _pack}[args.step](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from dippm.zoo.catalogue import declared, random_members
+    from dippm.zoo.declare import anchors, declare
+    from dippm.zoo.planning import read_plans
+
+    with as_file(files("dippm.zoo").joinpath("planning.jsonl")) as path:
+        plans = read_plans(path)
+    members = declared() + random_members(args.random, args.seed)
+    cases = declare(members, plans, seed=args.seed, timed=args.timed, memory=args.memory, caps=args.caps)
+    write_cases(args.cases, anchors(cases) + cases)
+    print(f"{args.cases}: {len(cases)} cases of {len({c.network.key for c in cases})} networks", file=sys.stderr)
+    return 0
+
+
+def _extract(args: argparse.Namespace) -> int:
+    from dippm.graph import ModelGraph
+    from dippm.zoo.extract import casts, extract_all, read_graphs
+
+    cases = read_cases(args.cases)
+    networks: dict[str, Network] = {case.network.key: case.network for case in cases}
+    extract_all([(n, TEMPLATE_BATCH, Precision.FP32) for n in networks.values()], args.graphs)
+    if args.half:
+        casting = {name[0] for name, g in read_graphs([args.graphs]) if isinstance(g, ModelGraph) and casts(g)}
+        halves = {
+            (c.network.key, c.precision.float_dtype): (c.network, TEMPLATE_BATCH, c.precision)
+            for c in cases
+            if c.network.key in casting and c.precision.float_dtype != "float32"
+        }
+        extract_all(halves.values(), args.graphs)
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from dippm.data.card import write_card
+    from dippm.data.pack import Graphs, pack, write
+    from dippm.data.rowfile import RowFile
+    from dippm.zoo.extract import read_graphs
+
+    rows = [row for path in args.rows for row in RowFile(path).rows()]
+    runs = {row["provenance"]["run"]: row["provenance"] for row in rows if "provenance" in row}
+    cases = {case.id: _line(case) for case in read_cases(args.cases) if case.purpose == "labels" and not case.anchor}
+    known = [row for row in rows if row.get("anchor") or row.get("case") in cases]
+    packed = pack(known, cases, runs, Graphs(read_graphs(args.graphs)))
+    for name, size in write(packed, args.out).items():
+        print(f"{args.out / name}: {size} bytes", file=sys.stderr)
+    write_card(args.out)
+    return 0
+
+
+def _line(case: ZooCase) -> dict[str, object]:
+    body: dict[str, object] = json.loads(case.to_json())
+    return {**body, "id": case.id}

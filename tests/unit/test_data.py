@@ -1,0 +1,184 @@
+"""The data set: joining rows with graphs, packing and reading back, and what the published one holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dippm.case import Mode
+from dippm.data import DataSet
+from dippm.data.batches import TEMPLATE_BATCH, at_batch
+from dippm.data.card import BEGIN, END, render
+from dippm.data.join import align, align_decomposed, kind_of_call, matched_share, tokens_of_calls, tokens_of_graph
+from dippm.data.load import node_labels
+from dippm.data.pack import Graphs, pack, write
+from dippm.data.rows import MeasuredCall
+from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+
+ROOT = Path(__file__).parents[2] / "datasets" / "h200-v1"
+
+
+def chain(batch: int = TEMPLATE_BATCH) -> ModelGraph:
+    """linear, relu, dropout over [batch, 4, 8]."""
+    x = TensorSpec((batch, 4, 8), "float32")
+    values = (
+        Value(x, ValueKind.INPUT),
+        Value(TensorSpec((8, 8), "float32"), ValueKind.PARAMETER),
+        Value(x, ValueKind.RESULT, 0),
+        Value(x, ValueKind.RESULT, 1),
+        Value(x, ValueKind.RESULT, 2, alias_of=3),
+    )
+    operators = (
+        Operator("linear", "aten.linear.default", (0, 1), (2,)),
+        Operator("relu", "aten.relu.default", (2,), (3,)),
+        Operator("dropout", "aten.dropout.default", (3,), (4,)),
+    )
+    return ModelGraph(values, operators, (0,), (4,), batch, "pt2")
+
+
+def call(target: str, shape: tuple[int, ...], net: int = 0, peak: int = 0, inputs: int = 1) -> MeasuredCall:
+    tensor = (shape, "float32", "")
+    events = (peak, net - peak) if peak > net else (net,) if net else ()
+    return MeasuredCall(f"aten.{target}", (tensor,) * inputs, "T", (tensor,), (-1,), net, peak, events)
+
+
+EAGER = [call("linear.default", (2, 4, 8), 512, 2048, 2), call("relu.default", (2, 4, 8), 512, 512)]
+DECOMPOSED = [
+    call("t.default", (8, 8)),
+    call("view.default", (8, 8)),
+    call("addmm.default", (8, 8), 512, 1024, 3),
+    call("view.default", (2, 4, 8)),
+    call("relu.default", (2, 4, 8), 512, 512),
+    call("detach.default", (2, 4, 8)),
+]
+
+
+def test_rows_find_their_nodes_in_order() -> None:
+    graph = at_batch(chain(), 2)
+    assert align(tokens_of_calls(EAGER), tokens_of_graph(graph)) == [0, 1]
+    with_more = [call("isinf.default", (2, 4, 8)), *EAGER]
+    assert align(tokens_of_calls(with_more), tokens_of_graph(graph)) == [-1, 0, 1]
+    assert matched_share(with_more, [-1, 0, 1]) == pytest.approx(2 / 3)
+
+
+def test_views_of_any_spelling_match_by_their_shape() -> None:
+    assert align([("reshape", (4,)), ("relu", (4,))], [("flatten", (4,)), ("relu", (4,))]) == [0, 1]
+    assert align([("add", (4,)), ("relu", (4,))], [("flatten", (4,)), ("relu", (4,))]) == [-1, 1]
+    assert align([("add", (4,)), ("relu", (4,))], [("multiply", (4,)), ("relu", (4,))]) == [-1, 1]
+
+
+def test_decomposed_calls_become_parts_of_the_frameworks_call() -> None:
+    assert align_decomposed(DECOMPOSED, at_batch(chain(), 2)) == [0, 0, 0, 0, 1, 1]
+
+
+def test_kinds_are_those_of_the_graph() -> None:
+    assert kind_of_call(call("convolution.default", (1, 2, 3, 4))) == "conv2d"
+    assert kind_of_call(call("_scaled_dot_product_cudnn_attention.default", (1,))) == "scaled_dot_product_attention"
+    assert kind_of_call(call("relu_.default", (1,))) == "relu"
+    assert kind_of_call(call("of_tomorrow.default", (1,))) == "unknown"
+
+
+def test_a_template_scales_with_the_batch_alone() -> None:
+    graph = at_batch(chain(), 5)
+    assert graph.batch == 5
+    assert [v.spec.shape for v in graph.values] == [(5, 4, 8), (8, 8), (5, 4, 8), (5, 4, 8), (5, 4, 8)]
+    with pytest.raises(ValueError, match="template graph has batch 61"):
+        at_batch(graph, 3)
+
+
+def test_packing_and_reading_give_the_same_rows(tmp_path: Path) -> None:
+    case_id = "abc-b2-fp32-inference-eager-default"
+    network = {"architecture": "chain", "source": "handwritten", "model": "chain", "kwargs": {}, "inputs": []}
+    case = {
+        "id": case_id, "network": network, "family": "f", "super_family": "s", "batch": 2, "precision": "fp32",
+        "mode": "inference", "runtime": "eager", "allocator": "default",
+    }  # fmt: skip
+    calls = [[c.target, c.inputs, c.arguments, c.outputs, c.views, c.net_bytes, c.peak_bytes, c.events] for c in EAGER]
+    operators = {
+        "calls": calls, "sequence": [0, 1, 1], "freed_bytes": [0, 0, 512], "kernel_us": [3.5, 1.0, 1.0],
+        "kernels": [2, 1, 1],
+    }  # fmt: skip
+    row = {
+        "case": case_id, "purpose": "labels", "status": "ok", "reason": "", "timed": True, "run": "r",
+        "allocated_mib": 3.0,
+        "operators": operators, "cases_before": 0,
+    }  # fmt: skip
+    run = dict.fromkeys(("run", "gpu", "gpu_uuid", "driver", "cuda", "cudnn", "torch", "timm", "transformers"), "r")
+    run |= dict.fromkeys(("python", "host", "kernel", "started"), "r")
+    cap = {"case": case_id, "purpose": "min_cap", "status": "ok", "run": "r", "min_cap_steady_mib": 4.0}
+    packed = pack([row, cap], {case_id: case}, {"r": run}, Graphs([(("abc", TEMPLATE_BATCH, "float32"), chain())]))
+    packed.anchors.append({"case": case_id, "stage": 0})
+    write(packed, tmp_path)
+
+    data = DataSet(tmp_path)
+    (found,) = data.cases()
+    assert (found.id, found.allocated_mib, found.min_cap_steady_mib, found.context_fresh) == (case_id, 3.0, 4.0, True)
+    assert found.energy_j is None
+    graph = data.graph(found)
+    assert graph == at_batch(chain(), 2)
+    rows = data.operators(found)
+    assert list(rows.calls) == [EAGER[0], EAGER[1], EAGER[1]]
+    assert rows.node.tolist() == [0, 1, -1]
+    labels = data.node_labels(found, graph)
+    assert labels.measured.tolist() == [True, True, False]
+    assert labels.workspace_bytes.tolist() == [1536, 0, -1]
+    assert labels.kernel_us[:2].tolist() == [3.5, 1.0]
+    assert labels.kernels.tolist() == [2, 1, -1]
+    assert labels.events == ((2048, -1536), (512,), None)
+
+
+def test_parts_of_a_call_are_added_up() -> None:
+    import numpy as np
+
+    from dippm.data.rows import OperatorRows
+
+    parts = (call("clone.default", (8,), 512, 512), call("bmm.default", (8,), 256, 1024))
+    rows = OperatorRows(
+        parts,
+        np.array([0, 0], np.int32),
+        np.zeros(2, np.int64),
+        np.array([1, 2], np.float32),
+        np.array([1, 3], np.int16),
+    )
+    labels = node_labels(rows, 1)
+    assert labels.net_bytes.tolist() == [768]
+    assert labels.workspace_bytes.tolist() == [512 + 1024 - 768]
+    assert (labels.kernel_us.tolist(), labels.kernels.tolist()) == ([3.0], [4])
+
+
+@pytest.fixture(scope="module")
+def published() -> DataSet:
+    return DataSet(ROOT)
+
+
+def test_the_published_set_is_what_issue_and_card_promise(published: DataSet) -> None:
+    cases = published.cases()
+    assert len(cases) >= 500
+    assert len({c.architecture for c in cases}) >= 20
+    footprints = [c.footprint_mib for c in cases if c.footprint_mib is not None]
+    assert min(footprints) < 820
+    assert max(footprints) > 40_000
+    assert sum((c.activations_mib or 0) > (c.allocated_mib or 0) / 2 for c in cases) >= len(cases) / 3
+    assert len({c.id for c in cases}) == len(cases)
+    assert sum(path.stat().st_size for path in ROOT.iterdir()) < 15 * 2**20
+
+
+def test_at_least_98_percent_of_the_published_rows_are_matched(published: DataSet) -> None:
+    shares = [c.matched_share for c in published.cases(joined=True) if c.mode is Mode.INFERENCE]
+    assert None not in shares
+    assert sum(s or 0 for s in shares) / len(shares) >= 0.98
+
+
+def test_published_rows_and_graphs_speak_of_the_same_tensors(published: DataSet) -> None:
+    cases = [c for c in published.cases(joined=True) if c.mode is Mode.INFERENCE][::97]
+    for case in cases:
+        graph, rows = published.graph(case), published.operators(case)
+        for measured, node in zip(rows.calls, rows.node.tolist(), strict=True):
+            if node >= 0:
+                assert graph.values[graph.operators[node].outputs[0]].spec.shape == measured.outputs[0][0], case.id
+
+
+def test_the_card_is_the_one_of_these_tables() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == render(ROOT)

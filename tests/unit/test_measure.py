@@ -1,0 +1,160 @@
+"""The harness where no GPU is needed: scheduling, resuming, the cutting of traces, the marking of calls."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from dippm.case import Allocator
+from dippm.data.rowfile import RowFile
+from dippm.measure.command import of_stage, stages
+from dippm.measure.counters import Reading
+from dippm.measure.memory import finite
+from dippm.measure.operators import Call, Record, argument_text, cut_trace, describe, tensor_row
+from dippm.measure.schedule import Plan, Schedule, needs_repeat, remaining
+from dippm.measure.worker import operator_table, takes_energy
+from dippm.zoo.case import InputShape, Network, ZooCase
+
+NETWORK = Network("net", "handwritten", "perceptron", {}, (InputShape((8,)),))
+CASES = [ZooCase(NETWORK, batch, timed=False) for batch in range(1, 13)]
+
+
+def serve(pipe: Connection, allocator: Allocator) -> None:
+    """A worker: batch 3 kills it, batch 5 hangs, batch 7 says once that memory ran out."""
+    while line := pipe.recv():
+        case = ZooCase.from_json(line)
+        if case.batch == 3:
+            os._exit(3)
+        if case.batch == 5:
+            time.sleep(60)
+        status = "oom" if case.batch == 7 else "ok"
+        pipe.send_bytes(f'{{"case": "{case.id}", "status": "{status}", "reason": "", "of": {os.getpid()}}}'.encode())
+
+
+def run(tmp_path: Path, cases: list[ZooCase], workers: int = 3, budget: float = 1e9) -> list[dict[str, object]]:
+    rows = RowFile(tmp_path / "rows.gz")
+    with (tmp_path / "progress").open("w") as progress:
+        Schedule(Plan(workers, 4, budget, 30, case_seconds=1.5), serve, rows.append, progress).run(cases)
+    return rows.rows()
+
+
+def test_a_dead_or_hanging_process_costs_its_row_alone(tmp_path: Path) -> None:
+    rows = {row["case"]: row for row in run(tmp_path, CASES)}
+    assert set(rows) == {c.id for c in CASES}
+    assert "exit code 3" in str(rows[CASES[2].id]["reason"])
+    assert "exit code -9" in str(rows[CASES[4].id]["reason"])
+    assert [c.batch for c in CASES if rows[c.id]["status"] == "ok"] == [1, 2, 4, 6, 8, 9, 10, 11, 12]
+    assert rows[CASES[6].id]["status"] == "oom", "alone on the GPU, running out is a label"
+
+
+def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
+    rows = run(tmp_path, CASES[:2])
+    assert remaining(CASES, rows) == CASES[2:]
+    anchor = ZooCase(NETWORK, 1, anchor=True)
+    assert remaining([anchor], rows) == [anchor], "anchors are measured in every run"
+    search = ZooCase(NETWORK, 1, purpose="min_cap")
+    assert remaining([search], rows) == [search], "labels do not stand for a search"
+
+
+def test_a_large_case_waits_until_it_has_the_gpu_to_itself(tmp_path: Path) -> None:
+    large = [ZooCase(NETWORK, batch, planned_mib=9e9) for batch in (20, 21, 22)]
+    rows = run(tmp_path, large)
+    assert [row["status"] for row in rows] == ["ok"] * 3
+
+
+def test_rows_outlive_a_torn_write(tmp_path: Path) -> None:
+    rows = RowFile(tmp_path / "rows.gz")
+    rows.append({"case": "a"})
+    whole = rows.path.read_bytes()
+    rows.append({"case": "b"})
+    rows.path.write_bytes(rows.path.read_bytes()[: len(whole) + 12])
+    assert rows.rows() == [{"case": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "repeat"),
+    [
+        ("ok", "", False), ("oom", "CUDA out of memory", True), ("failed", "AllocatorRetried: 0 -> 1", True),
+        ("failed", "NotFinite: x", False),
+    ],
+)  # fmt: skip
+def test_what_a_crowded_gpu_may_have_caused_is_measured_again(status: str, reason: str, repeat: bool) -> None:
+    assert needs_repeat({"status": status, "reason": reason}) is repeat
+
+
+def test_stages_take_their_cases() -> None:
+    mixed = [
+        ZooCase(NETWORK, 1, anchor=True), ZooCase(NETWORK, 2), ZooCase(NETWORK, 3, timed=False),
+        ZooCase(NETWORK, 4, timed=False, purpose="min_cap"),
+    ]  # fmt: skip
+    taken = {name: [c.batch for c in of_stage(mixed, name)] for name in ("anchors", "timed", "memory", "caps", "rest")}
+    assert taken == {"anchors": [1], "timed": [2], "memory": [3], "caps": [4], "rest": [2, 3]}
+    assert not any(c.timed for c in of_stage(mixed, "rest"))
+
+
+def test_stages_are_read_from_text() -> None:
+    assert stages("anchors:40,memory") == [("anchors", 40.0), ("memory", 1e9)]
+    with pytest.raises(argparse.ArgumentTypeError, match="'warmup:3' is no stage"):
+        stages("warmup:3")
+
+
+def test_half_of_the_cases_take_energy() -> None:
+    chosen = [takes_energy(ZooCase(NETWORK, batch)) for batch in range(1, 201)]
+    assert 70 < sum(chosen) < 130
+
+
+def reading(allocations: int, frees: int) -> Reading:
+    return Reading(0, 0, 0, 0, allocations, frees, 0, 0)
+
+
+def test_a_trace_is_cut_by_the_allocators_own_counts() -> None:
+    trace = [
+        ("segment_alloc", 2 << 20), ("alloc", 512), ("alloc", 4096), ("free_requested", 4096), ("free_completed", 4096),
+        ("free_requested", 512), ("free_completed", 512), ("alloc", 1024),
+    ]  # fmt: skip
+    before, after = [reading(10, 5), reading(12, 7)], [reading(12, 6), reading(13, 7)]
+    assert cut_trace(trace, reading(10, 5), before, after) == [(512, 4096, -4096), (1024,)]
+
+
+def test_a_trace_that_lost_events_gives_none() -> None:
+    assert cut_trace([("alloc", 512)], reading(0, 0), [reading(0, 0)], [reading(4, 0)]) == [()]
+
+
+def test_the_peak_is_put_together_from_the_rows() -> None:
+    first = Call("a", (), "", (), (), net_bytes=100, peak_bytes=400)
+    second = Call("b", (), "", (), (), net_bytes=-50, peak_bytes=250)
+    record = Record([first, second, first], freed_bytes=[0, 0, 0], level_bytes=[1000, 1100, 1050])
+    assert record.peak_bytes == 1450
+    table = operator_table(record)
+    assert table["sequence"] == [0, 1, 0]
+    assert len(table["calls"]) == 2
+
+
+def test_a_call_is_described_by_shapes_layouts_and_arguments() -> None:
+    x, weight = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3)
+    out = torch.ops.aten.conv2d.default(x, weight, None, [2, 2])
+    target, inputs, arguments, outputs, views = describe(
+        torch.ops.aten.conv2d.default, (x, weight, None, [2, 2]), {}, out
+    )
+    assert target == "aten.conv2d.default"
+    assert inputs == (((2, 3, 8, 8), "float32", ""), ((4, 3, 3, 3), "float32", ""))
+    assert arguments == "T,T,None,[2,2]"
+    assert outputs == (((2, 4, 3, 3), "float32", ""),)
+    assert views == (-1,)
+    flat = x.flatten(1)
+    assert describe(torch.ops.aten.flatten.using_ints, (x, 1), {}, flat)[4] == (0,)
+    assert tensor_row(x.to(memory_format=torch.channels_last))[2] == "cl"
+    assert tensor_row(x.transpose(1, 2))[2] == "nc"
+    assert argument_text(0.1 + 0.2) == "0.3"
+
+
+def test_outputs_must_be_finite_and_alive() -> None:
+    assert finite((torch.tensor([1.0, 2.0]), None))
+    assert not finite(torch.tensor([1.0, float("inf")]))
+    assert not finite(torch.zeros(4))

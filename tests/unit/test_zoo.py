@@ -1,0 +1,167 @@
+"""The zoo: the same list from the same seed, prefixes that are data sets, networks that come out alive."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dippm.case import Allocator, Mode, Precision, Runtime
+from dippm.zoo.build import batch_statistics, build, construct, example_inputs, fill, place
+from dippm.zoo.case import InputShape, Network, ZooCase, read_cases, write_cases
+from dippm.zoo.catalogue import declared, random_members
+from dippm.zoo.declare import anchors, declare, networks_first, stratified
+from dippm.zoo.planning import Plan, plan, read_plans
+
+PAPER = {
+    "efficientnet", "mnasnet", "mobilenet", "resnet", "vgg", "swin", "vit", "densenet", "visformer", "poolformer",
+}  # fmt: skip
+SMALL = Network(
+    "perceptron_small", "handwritten", "perceptron", {"features": 32, "hidden": 48, "layers": 2}, (InputShape((32,)),)
+)
+TINY_UNET = Network("unet_tiny", "handwritten", "unet", {"width": 8, "depth": 2}, (InputShape((3, 32, 32)),))
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, Plan]:
+    with as_file(files("dippm.zoo").joinpath("planning.jsonl")) as path:
+        return read_plans(path)
+
+
+def test_the_papers_ten_families_and_many_more_are_declared() -> None:
+    members = declared()
+    families = {m.family for m in members}
+    assert families >= PAPER
+    assert len(families - PAPER) >= 25
+    assert len({m.network.architecture for m in members if m.network.source == "transformers"}) >= 10
+
+
+def test_relatives_share_a_super_family() -> None:
+    by_family = {m.family: m.super_family for m in declared()}
+    assert by_family["resnet"] == by_family["resnext"] == by_family["wide_resnet"]
+    assert by_family["vit"] == by_family["deit"] != by_family["swin"]
+
+
+def test_network_keys_tell_input_shapes_apart() -> None:
+    keys = [m.network.key for m in declared() + random_members(50, 1)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_same_seed_gives_the_same_list(plans: dict[str, Plan]) -> None:
+    members = declared() + random_members(40, 1)
+    first = declare(members, plans, seed=5, timed=60, memory=80, caps=5)
+    again = declare(members, plans, seed=5, timed=60, memory=80, caps=5)
+    other = declare(members, plans, seed=6, timed=60, memory=80, caps=5)
+    assert first == again
+    assert first != other
+    labelled = [c.id for c in first if c.purpose == "labels"]
+    assert len(set(labelled)) == len(labelled) == 140
+
+
+def test_the_list_spreads_footprints_and_ways_to_run(plans: dict[str, Plan]) -> None:
+    cases = declare(declared() + random_members(160, 1), plans, seed=1, timed=300, memory=600)
+    planned = [c.planned_mib for c in cases]
+    assert min(planned) < 1_000
+    assert max(planned) > 40_000
+    assert {c.precision for c in cases} == set(Precision)
+    assert {c.allocator for c in cases} == set(Allocator)
+    runs = Counter((c.mode, c.runtime) for c in cases)
+    assert runs[Mode.INFERENCE, Runtime.GRAPH] >= 100
+    assert runs[Mode.AUTOGRAD, Runtime.EAGER] >= 0.05 * 600
+    assert all(c.mode is Mode.INFERENCE and c.runtime is Runtime.EAGER for c in cases if c.timed)
+    assert len({c.super_family for c in anchors(cases)}) == 20
+
+
+@given(st.lists(st.sampled_from("aabbbcddddddd"), min_size=1, max_size=120), st.integers(0, 9))
+def test_any_prefix_holds_each_stratum_in_proportion(items: list[str], seed: int) -> None:
+    shuffled = stratified(list(enumerate(items)), lambda item: item[1], seed)
+    assert sorted(shuffled) == sorted(enumerate(items))
+    sizes = Counter(items)
+    for length in range(1, len(items) + 1):
+        for stratum, count in Counter(item[1] for item in shuffled[:length]).items():
+            assert abs(count - sizes[stratum] * length / len(items)) <= len(sizes)
+
+
+def test_networks_come_before_their_repeats() -> None:
+    cases = [ZooCase(n, b) for n, b in ((SMALL, 1), (SMALL, 2), (SMALL, 3), (TINY_UNET, 1))]
+    assert [(c.network.architecture, c.batch) for c in networks_first(cases)] == [
+        ("perceptron_small", 1), ("unet_tiny", 1), ("perceptron_small", 2), ("perceptron_small", 3),
+    ]  # fmt: skip
+
+
+def test_a_case_survives_its_file(tmp_path: Path) -> None:
+    case = ZooCase(SMALL, 7, Precision.BF16, Mode.NO_GRAD, Runtime.GRAPH, Allocator.EXPANDABLE, "f", "s", timed=False)
+    write_cases(tmp_path / "cases.jsonl", [case])
+    assert read_cases(tmp_path / "cases.jsonl") == [case]
+    assert case.id == f"{SMALL.key}-b7-bf16-no_grad-graph-expandable"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_networks_are_alive_and_repeatable(seed: int) -> None:
+    network = Network(f"random_{seed}", "random", "random", {"seed": seed}, (InputShape((3, 64, 64)),))
+    module, inputs = build(ZooCase(network, 2), "cpu")
+    with torch.no_grad(), batch_statistics(module):
+        module(*example_inputs(network.inputs, 4, torch.device("cpu"), torch.float32, seed=2))
+    with torch.no_grad():
+        out = module(*inputs)
+    assert out.shape[0] == 2
+    assert bool(torch.isfinite(out).all())
+    assert float(out.std()) > 0
+    twin, _ = build(ZooCase(network, 2), "cpu")
+    assert [tuple(p.shape) for p in twin.parameters()] == [tuple(p.shape) for p in module.parameters()]
+
+
+class RandomDraws(TorchDispatchMode):
+    """Notes how many numbers each random call draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket in (torch.ops.aten.uniform_, torch.ops.aten.normal_):
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_constructing_draws_no_large_random_tensor() -> None:
+    with RandomDraws() as draws:
+        construct(SMALL)
+    assert max(draws.sizes, default=0) <= 1024
+
+
+def test_filling_scales_by_fan_in_and_leaves_norms_alone() -> None:
+    module = place(construct(TINY_UNET), torch.device("cpu"), torch.float32)
+    fill(module)
+    convolution, norm = module.stem[3], module.stem[4]  # type: ignore[index]
+    fan_in = convolution.weight[0].numel()
+    assert float(convolution.weight.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
+    assert bool((norm.weight == 1).all())
+    assert bool((norm.bias == 0).all())
+
+
+def test_on_the_meta_device_nothing_is_allocated() -> None:
+    module, inputs = build(ZooCase(TINY_UNET, 4, Precision.FP16))
+    assert {t.device.type for t in (*module.parameters(), *module.buffers(), *inputs)} == {"meta"}
+    assert module(*inputs).shape == (4, 21, 32, 32)
+    assert inputs[0].dtype == torch.float16
+
+
+def test_a_plan_counts_weights_work_and_live_tensors() -> None:
+    found = plan(SMALL, batch=4)
+    assert found.weights_mib == pytest.approx(
+        sum(p.numel() for p in construct(SMALL).parameters()) * 4 / 2**20, abs=1e-3
+    )
+    assert found.gflop == pytest.approx(2 * (32 * 48 + 48 * 48 + 48 * 1000) / 1e9, abs=1e-4)
+    assert found.activations_mib * 2**20 >= 1000 * 4
+
+
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown source 'elsewhere'"):
+        construct(Network("x", "elsewhere", "x", {}, ()))
