@@ -69,8 +69,8 @@ def _line(name: str, errors: Sequence[float]) -> str:
     sizes = sorted(abs(e) for e in errors)
     shares = [100 * sum(e <= limit for e in sizes) / len(sizes) for limit in (1, 3)]
     return (
-        f"  {name:32s} {len(sizes):5d}  mean {statistics.fmean(sizes):6.2f} %  median {statistics.median(sizes):6.3f} %  "
-        f"95th {sizes[round(0.95 * (len(sizes) - 1))]:6.2f} %  within 1 %: {shares[0]:5.1f} %  3 %: {shares[1]:5.1f} %"
+        f"  {name:32s} {len(sizes):5d}  mean {statistics.fmean(sizes):6.2f} %  median {statistics.median(sizes):6.3f} %"
+        f"  95th {sizes[round(0.95 * (len(sizes) - 1))]:6.2f} %  within 1 %: {shares[0]:5.1f} %, 3 %: {shares[1]:.1f} %"
     )
 
 

@@ -70,7 +70,7 @@ def test_dynamic_dimensions_beside_the_batch_are_asked_for(tmp_path: Path) -> No
 def test_a_batch_that_cannot_be_replaced_says_how_to_export(tmp_path: Path) -> None:
     class Stubborn(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(0, 1).reshape(2, -1)
+            return x + torch.ones(2, 3, 4)
 
     path = saved(tmp_path / "m.pt2", Stubborn(), (2, 3, 4))
     assert load(path, 2).outputs
@@ -177,3 +177,39 @@ def test_pickled_modules_are_refused_with_the_way_to_export(tmp_path: Path) -> N
     torch.save(Net().state_dict(), tmp_path / "weights.pth")
     with pytest.raises(DippmError, match="pickled"):
         load(tmp_path / "weights.pth", 2)
+
+
+class Windows(nn.Module):
+    """Folds the batch into the leading dimension and takes it out again, as windowed attention does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = x.shape
+        windows = x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, c)
+        n = windows.shape[0]
+        windows = windows.reshape(n, 4, 2, c // 2).relu().reshape(n, 4, c)
+        return windows.view(b, h // 2, w // 2, 2, 2, c).mean((1, 2))
+
+
+def test_a_fixed_batch_inside_a_leading_dimension_is_replaced(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt2", Windows(), (1, 8, 4, 4))
+    graph = load(path, 6)
+    module = Windows().to("meta").eval()
+    expected = graph_from_module(module, [torch.empty(6, 8, 4, 4, device="meta")], batch=6)
+    assert graph.digest == expected.digest
+
+
+def test_tied_weights_of_a_file_are_held_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(100, 16)
+            self.head = nn.Linear(16, 100, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embed(ids))
+
+    program = torch.export.export(Tied().eval(), (torch.zeros(2, 5, dtype=torch.long),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    graph = load(tmp_path / "m.pt2", 2)
+    assert sum(graph.values[i].spec.nbytes for i in graph.parameter_ids) == 100 * 16 * 4

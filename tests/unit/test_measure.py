@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
+import types
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import torch
 
 from dippm.case import Allocator
 from dippm.data.rowfile import RowFile
+from dippm.errors import UnknownDevice
 from dippm.measure.command import of_stage, stages
 from dippm.measure.counters import Reading
 from dippm.measure.memory import finite
+from dippm.measure.nvml import require_gpu
 from dippm.measure.operators import Call, Record, argument_text, cut_trace, describe, tensor_row
 from dippm.measure.schedule import Plan, Schedule, needs_repeat, remaining
 from dippm.measure.worker import operator_table, takes_energy
@@ -158,3 +162,22 @@ def test_outputs_must_be_finite_and_alive() -> None:
     assert finite((torch.tensor([1.0, 2.0]), None))
     assert not finite(torch.tensor([1.0, float("inf")]))
     assert not finite(torch.zeros(4))
+
+
+class Nvml(types.ModuleType):
+    """A driver that does not answer."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self) -> None:  # noqa: N802  (NVML's own name)
+        raise self.NVMLError("NVML Shared Library Not Found")
+
+
+def test_without_a_gpu_measuring_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml("pynvml"))
+    with pytest.raises(UnknownDevice, match=r"no NVIDIA GPU answers here .* run dippm measure where nvidia-smi works"):
+        require_gpu()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(UnknownDevice, match="nvidia-ml-py"):
+        require_gpu()

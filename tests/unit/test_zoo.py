@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dippm.case import Allocator, Mode, Precision, Runtime
+from dippm.data.batches import at_batch
 from dippm.zoo.build import batch_statistics, build, construct, example_inputs, fill, place
 from dippm.zoo.case import InputShape, Network, ZooCase, read_cases, write_cases
 from dippm.zoo.catalogue import declared, random_members
 from dippm.zoo.declare import anchors, declare, networks_first, stratified
+from dippm.zoo.extract import extract
 from dippm.zoo.planning import Plan, plan, read_plans
 
 PAPER = {
@@ -165,3 +167,13 @@ def test_a_plan_counts_weights_work_and_live_tensors() -> None:
 def test_an_unknown_source_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown source 'elsewhere'"):
         construct(Network("x", "elsewhere", "x", {}, ()))
+
+
+@pytest.mark.parametrize(
+    "network", [TINY_UNET, Network("random_7", "random", "random", {"seed": 7}, (InputShape((3, 64, 64)),))]
+)
+def test_a_template_graph_is_the_graph_at_any_batch(network: Network) -> None:
+    template = extract(network)
+    for batch in (1, 5):
+        scaled, direct = at_batch(template, batch), extract(network, batch)
+        assert scaled.to_dict() == direct.to_dict()

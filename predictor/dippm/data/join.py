@@ -21,6 +21,8 @@ from dippm.vocabulary import VIEWS
 
 Token = tuple[str, tuple[int, ...]]
 PRODUCTS = frozenset({"linear", "matmul", "batch_matmul"})
+_NO_WORK = VIEWS | {"dropout", "copy", "full"}
+_SAME_WORK = {**dict.fromkeys(PRODUCTS, "product"), "adaptive_avg_pool2d": "mean"}
 _PREPARING = frozenset({"t", "transpose", "expand", "view", "_unsafe_view", "clone", "unsqueeze", "permute"})
 _DECOMPOSED = {"cudnn_batch_norm": "batch_norm", "miopen_batch_norm": "batch_norm", "_cudnn_rnn": "lstm"}
 
@@ -70,8 +72,19 @@ def align(measured: Sequence[Token], nodes: Sequence[Token]) -> list[int]:
 def align_decomposed(calls: Sequence[MeasuredCall], graph: ModelGraph) -> list[int]:
     """Step 4: for each measured row the index of the node that it is, or is a part of; -1 before the first match."""
     measured, nodes = tokens_of_calls(calls), tokens_of_graph(graph)
-    found = align([_by_elements(t) for t in measured], [_by_elements(t) for t in nodes])
-    whole = list(found)
+    rows = [i for i, token in enumerate(measured) if token[0] not in _NO_WORK]
+    places = [i for i, token in enumerate(nodes) if token[0] not in _NO_WORK]
+    whole = [-1] * len(measured)
+    for row, place in longest_common(
+        [_by_elements(measured[i]) for i in rows], [_by_elements(nodes[i]) for i in places]
+    ):
+        whole[rows[row]] = places[place]
+    return _with_parts(calls, measured, whole)
+
+
+def _with_parts(calls: Sequence[MeasuredCall], measured: Sequence[Token], whole: Sequence[int]) -> list[int]:
+    """What prepares a matrix product belongs to it, anything else to the match before it (at the start: after it)."""
+    found = list(whole)
     following = [-1] * len(found)
     upcoming = -1
     for row in range(len(found) - 1, -1, -1):
@@ -90,9 +103,28 @@ def align_decomposed(calls: Sequence[MeasuredCall], graph: ModelGraph) -> list[i
     return found
 
 
+def longest_common(left: Sequence[Token], right: Sequence[Token]) -> list[tuple[int, int]]:
+    """Pairs of a longest common subsequence, in order."""
+    lengths = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
+    for i in range(len(left) - 1, -1, -1):
+        here, below, token = lengths[i], lengths[i + 1], left[i]
+        for j in range(len(right) - 1, -1, -1):
+            here[j] = below[j + 1] + 1 if token == right[j] else max(below[j], here[j + 1])
+    pairs, i, j = [], 0, 0
+    while i < len(left) and j < len(right):
+        if left[i] == right[j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif lengths[i + 1][j] >= lengths[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
 def _by_elements(token: Token) -> Token:
     kind, shape = token
-    return ("product" if kind in PRODUCTS else kind), (math.prod(shape),)
+    return _SAME_WORK.get(kind, kind), (math.prod(shape),)
 
 
 def _align_loosely(

@@ -29,6 +29,8 @@ def attributes_of(node: fx.Node, kind: str, inputs: Sequence[TensorSpec]) -> dic
     """
     if not isinstance(node.target, torch._ops.OpOverload):
         return {}
+    if kind in ("reshape", "expand"):
+        return {}  # the output's shape says it all, and exporters spell it in several ways (-1, the number itself)
     given = _scalar_arguments(node)
     if "conv" in kind:
         return _convolution(given, kind, inputs)

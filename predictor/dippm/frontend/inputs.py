@@ -36,3 +36,28 @@ def parse_input(text: str) -> InputSpec:
     if any(not 0 < d <= MAX_DIM for d in shape):
         raise InputShapeError(f"input {text!r} has a dimension that is not between 1 and {MAX_DIM}")
     return InputSpec(name=name if equals else None, shape=shape, dtype=dtype or None)
+
+
+def asked_by_name(names: list[str], inputs: tuple[InputSpec, ...] | None, shown: str) -> dict[str, InputSpec]:
+    """The inputs that the user described, by name; those without a name in the model's order.
+
+    Raises InputShapeError for one that the model does not have.
+    """
+    asked: dict[str, InputSpec] = {}
+    for position, spec in enumerate(inputs or ()):
+        name = spec.name if spec.name is not None else (names[position] if position < len(names) else None)
+        if name not in names and len(inputs or ()) == len(names):
+            name = names[position]  # a name of the user's own, as the paper's call gives none
+        if name not in names:
+            raise InputShapeError(f"{shown} has no input {spec.name or position + 1}: it has {', '.join(names)}")
+        asked[str(name)] = spec
+    return asked
+
+
+def fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:
+    """The model was exported at one batch and cannot be given another."""
+    return InputShapeError(
+        f"{shown} was exported at a fixed batch of {file_batch} and cannot be given a batch of {batch}: export it with "
+        "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},)), or ask for "
+        f"batch {file_batch}"
+    )

@@ -51,20 +51,29 @@ def run_on_meta(
     return values
 
 
-_SPELLS_BATCH = frozenset({"view", "reshape", "_unsafe_view", "expand"})
+_RESHAPES = frozenset({"view", "reshape", "_unsafe_view"})
 
 
 def _rebatch(node: fx.Node, values: Mapping[fx.Node, Concrete], old: int, new: int) -> None:
-    """A view (or expansion) to a shape that leads with the exporter's batch is given the new one."""
+    """Give a view (or expansion) that spells out the exporter's batch the new one, in its leading dimension.
+
+    A view does where the shape that the exporter recorded holds `old` for every `new` of the elements that there are
+    now; an expansion where it leads with `old`.
+    """
     name = base_name(str(node.target))
-    if name not in _SPELLS_BATCH or len(node.args) < 2 or not isinstance(node.args[1], (list, tuple)):
+    recorded = node.meta.get("val")
+    if (name not in _RESHAPES and name != "expand") or not isinstance(recorded, torch.Tensor) or not recorded.dim():
         return
     source = values.get(node.args[0])  # type: ignore[arg-type]
-    size = list(node.args[1])
-    if not isinstance(source, torch.Tensor) or not source.dim() or not size or size[0] != old:
+    lead, *rest = (int(d) for d in recorded.shape)
+    if not isinstance(source, torch.Tensor) or lead % old:
         return
-    if source.shape[0] == new or (name == "expand" and source.shape[0] == 1):
-        node.args = (node.args[0], [new, *size[1:]], *node.args[2:])
+    if name == "expand":
+        due = lead == old and source.dim() == recorded.dim() and source.shape[0] in (1, new)
+    else:
+        due = recorded.numel() * new == source.numel() * old
+    if due:
+        node.args = (node.args[0], [lead // old * new, *rest], *node.args[2:])
 
 
 def _fold(argument: Any, values: Mapping[fx.Node, Concrete]) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 
 from dippm.errors import InputShapeError
-from dippm.frontend.inputs import InputSpec
+from dippm.frontend.inputs import InputSpec, asked_by_name
 from dippm.frontend.onnx_file import OnnxFile, read_onnx
 from dippm.frontend.onnx_fold import StaticGraph, fold, spec_of
 from dippm.frontend.onnx_fuse import fuse
@@ -32,16 +32,23 @@ def graph_of_onnx(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | Non
     """The graph of an ONNX file at `batch`; see `dippm.frontend.load_graph`."""
     file = read_onnx(path, shown)
     bound, file_batch = bind_inputs(file, batch, inputs, shown)
-    static = fold(file, bound, file_batch=file_batch, batch=batch)
+    try:
+        static = fold(file, bound, file_batch=file_batch, batch=batch)
+    except InputShapeError as error:
+        raise (error if file_batch is None else _fixed_batch(shown, file_batch, batch)) from None
     outputs = [o.name for o in file.model.graph.output]
     if file_batch is not None and not any(static.specs[o].shape[:1] == (batch,) for o in outputs):
-        raise InputShapeError(
-            f"{shown} was exported at a fixed batch of {file_batch} and cannot be given a batch of {batch}: export it "
-            "with a dynamic batch (dynamic_axes or dynamic_shapes of torch.onnx.export)"
-        )
+        raise _fixed_batch(shown, file_batch, batch)
     names = express_onnx_in_relax(static, bound, outputs, file.opset).names
     steps = fuse(steps_of(static), static, frozenset(outputs))
     return _number(steps, static, bound, outputs, batch, names)
+
+
+def _fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:
+    return InputShapeError(
+        f"{shown} was exported at a fixed batch of {file_batch} and cannot be given a batch of {batch}: export it "
+        f"with a dynamic batch (dynamic_axes or dynamic_shapes of torch.onnx.export), or ask for batch {file_batch}"
+    )
 
 
 def bind_inputs(
@@ -52,7 +59,7 @@ def bind_inputs(
     Raises InputShapeError, naming the input and what is missing.
     """
     declared = [i for i in file.model.graph.input if i.name not in file.weights]
-    asked = _by_name([i.name for i in declared], inputs, shown)
+    asked = asked_by_name([i.name for i in declared], inputs, shown)
     bound: dict[str, TensorSpec] = {}
     file_batch: int | None = None
     for value in declared:
@@ -84,17 +91,6 @@ def bind_inputs(
     if not bound:
         raise InputShapeError(f"{shown} has no input: is it a model?")
     return bound, file_batch
-
-
-def _by_name(names: list[str], inputs: tuple[InputSpec, ...] | None, shown: str) -> dict[str, InputSpec]:
-    """Inputs by name; those without one in the file's order."""
-    asked: dict[str, InputSpec] = {}
-    for position, spec in enumerate(inputs or ()):
-        name = spec.name if spec.name is not None else (names[position] if position < len(names) else None)
-        if name not in names:
-            raise InputShapeError(f"{shown} has no input {spec.name or position + 1}: it has {', '.join(names)}")
-        asked[str(name)] = spec
-    return asked
 
 
 def _spelled(dims: object) -> str:

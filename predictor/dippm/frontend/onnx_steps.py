@@ -124,6 +124,8 @@ def _canonical(
         return f"conv{rank - 2}d{suffix}", _convolution(given, specs, bool(suffix))
     if kind == "pool":
         return _pool(name, given, rank - 2)
+    if kind in ("reshape", "expand"):
+        return kind, {}
     if kind == "matmul":
         second = specs[1].shape if len(specs) > 1 else ()
         return ("batch_matmul" if min(rank, len(second)) > 2 else "matmul"), {}

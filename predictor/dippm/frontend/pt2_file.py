@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 
 from dippm.errors import InputShapeError, ModelFormatError
 from dippm.frontend.exported_program import Program, graph_of_program
-from dippm.frontend.inputs import InputSpec
+from dippm.frontend.inputs import InputSpec, asked_by_name, fixed_batch
 from dippm.frontend.pt2_safety import Pt2Content, read_pt2
 from dippm.graph import ModelGraph
 
@@ -31,19 +31,15 @@ def graph_of_pt2(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None
     content = read_pt2(path, shown)
     program = _deserialize(content, shown)
     bound, file_batch = _bind(program, content.dynamic, batch, inputs, shown)
-    graph = graph_of_program(program, batch=batch, user_inputs=bound, file_batch=file_batch)
+    try:
+        graph = graph_of_program(program, batch=batch, user_inputs=bound, file_batch=file_batch)
+    except InputShapeError as error:
+        if file_batch is None:
+            raise
+        raise fixed_batch(shown, file_batch, batch) from error
     if file_batch is not None and not any(graph.values[o].spec.shape[:1] == (batch,) for o in graph.outputs):
         raise fixed_batch(shown, file_batch, batch)
     return graph
-
-
-def fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:
-    """The model was exported at one batch and cannot be given another."""
-    return InputShapeError(
-        f"{shown} was exported at a fixed batch of {file_batch} and cannot be given a batch of {batch}: export it with "
-        "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},)), or ask for "
-        f"batch {file_batch}"
-    )
 
 
 def _deserialize(content: Pt2Content, shown: str) -> Program:
@@ -135,19 +131,3 @@ def _bind(
             file_batch = own[0]
         bound[name] = torch.empty(shape, dtype=recorded.dtype, device="meta")
     return bound, file_batch
-
-
-def asked_by_name(names: list[str], inputs: tuple[InputSpec, ...] | None, shown: str) -> dict[str, InputSpec]:
-    """The inputs that the user described, by name; those without a name in the model's order.
-
-    Raises InputShapeError for one that the model does not have.
-    """
-    asked: dict[str, InputSpec] = {}
-    for position, spec in enumerate(inputs or ()):
-        name = spec.name if spec.name is not None else (names[position] if position < len(names) else None)
-        if name not in names and len(inputs or ()) == len(names):
-            name = names[position]  # a name of the user's own, as the paper's call gives none
-        if name not in names:
-            raise InputShapeError(f"{shown} has no input {spec.name or position + 1}: it has {', '.join(names)}")
-        asked[str(name)] = spec
-    return asked

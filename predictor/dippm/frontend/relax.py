@@ -196,6 +196,7 @@ class _StaticOnnxImporter(ONNXGraphImporter):  # type: ignore[misc]  # TVM ships
         self.opset = opset
         self._static = static
         self.bb = RecordingBuilder()
+        self._converters = _get_convert_map()
 
     def translate(self, inputs: Mapping[str, TensorSpec], outputs: Sequence[str]) -> RelaxProgram:
         """Express every node in Relax."""
@@ -231,7 +232,7 @@ class _StaticOnnxImporter(ONNXGraphImporter):  # type: ignore[misc]  # TVM ships
 
     def _converted(self, node: Any) -> list[Any] | None:
         """What TVM's converter makes of a node; None where it has none or does not cover these attributes."""
-        if node.op_type not in _get_convert_map():
+        if node.op_type not in self._converters:
             return None
         arguments = onnx_input()
         for name in node.input:
@@ -239,7 +240,8 @@ class _StaticOnnxImporter(ONNXGraphImporter):  # type: ignore[misc]  # TVM ships
         try:
             attributes = self._parse_attr(node.attribute)
             attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
-            expr = self._convert_operator(node.op_type, arguments, attributes, self.opset)
+            convert = self._converters[node.op_type].get_converter(self.opset)
+            expr = convert(self.bb, arguments, attributes, [self._nodes, self._params])
             if isinstance(expr, relax.Tuple):
                 return [self.bb.emit(e) for e in expr.fields]
             expr = self.bb.emit(expr)

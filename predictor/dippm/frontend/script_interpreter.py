@@ -97,8 +97,11 @@ class _Interpreter:
     def _place(self, name: str, tensor: torch.Tensor, kind: InputKind) -> torch.Tensor:
         """A parameter, buffer or constant as a graph input; one with strides of zero (no data of its own) is dense."""
         prefix = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_"}.get(kind, "c_")
-        dense = 0 in tensor.stride() or tensor.device.type != "meta"
-        meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") if dense else tensor.detach()
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        if 0 in tensor.stride():
+            meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        elif tensor.device.type == "meta":
+            meta = tensor.detach()  # tied ones share their storage
         self._by_path[name] = meta
         return self._track(meta, self._placeholder(prefix + name, kind, name), meta)
 
@@ -198,7 +201,8 @@ class _Interpreter:
         device = any(a.name == "device" for a in arguments)
         if not device and not any(id(t) in self._nodes for t in _tensors((args, kwargs))):
             return _results(_call(target, args, kwargs), node)
-        args, kwargs = (_map(a, self._on_meta) for a in (args, kwargs))
+        numbers = torch._C._should_allow_numbers_as_tensors(target._schema.name.removeprefix("aten::").rstrip("_"))
+        args, kwargs = (_map(a, lambda t: self._on_meta(t, numbers)) for a in (args, kwargs))
         if len(self._nodes) > MAX_CALLS:
             raise UnsupportedOperator(f"the model makes more than {MAX_CALLS} calls: is it a training loop?")
         value = _call(target, args, kwargs)
@@ -215,9 +219,12 @@ class _Interpreter:
             parts.append(self._track(part, item, part))
         return _results(parts if isinstance(value, (tuple, list)) else value, node)
 
-    def _on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _on_meta(self, tensor: torch.Tensor, numbers: bool) -> Any:
+        """A tensor of the model as it is; a constant as an input of the graph, or as a number where it is one."""
         if id(tensor) in self._nodes:
             return tensor
+        if numbers and not tensor.dim():
+            return tensor.item()
         return self._place(f"constant_{len(self._inputs)}", tensor, InputKind.CONSTANT_TENSOR)
 
 

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
-from dippm.errors import InputShapeError, ModelFormatError
-from dippm.frontend.exported_program import graph_of_module, graph_of_program
-from dippm.frontend.inputs import InputSpec
-from dippm.frontend.pt2_file import asked_by_name, fixed_batch
+from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
+from dippm.frontend.exported_program import Program, graph_of_module, graph_of_program
+from dippm.frontend.inputs import InputSpec, asked_by_name, fixed_batch
 from dippm.frontend.script_interpreter import record
 from dippm.graph import ModelGraph
+
+LOADED_BYTES = 256 << 20
+"""Larger files are loaded onto the meta device first. Constants have no data there, which loading compares and some
+models read; where that fails, and for smaller files, the weights are read."""
 
 
 def graph_of_torchscript(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:
@@ -25,18 +28,30 @@ def graph_of_torchscript(path: Path, *, batch: int, inputs: tuple[InputSpec, ...
 
     A TorchScript file does not say what shapes it takes: `inputs` are needed.
     """
+    device = "meta" if path.stat().st_size > LOADED_BYTES else "cpu"
     try:
-        module = torch.jit.load(str(path), map_location="meta").eval()  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
-        first = (str(error).strip() or "unknown").splitlines()[0]
-        raise ModelFormatError(f"{shown} is a damaged TorchScript file: {first[:200]}") from None
-    names = [i.debugName().removesuffix(".1") for i in list(module.graph.inputs())[1:]]
-    examples = _examples(names, batch, inputs, shown)
-    graph = graph_of_program(record(module, examples), batch=batch, format="torchscript")
+        program = _recorded(path, device, batch, inputs, shown)
+    except (UnsupportedOperator, RuntimeError):
+        if device == "cpu":
+            raise
+        program = _recorded(path, "cpu", batch, inputs, shown)
+    graph = graph_of_program(program, batch=batch, format="torchscript")
     if not any(graph.values[o].spec.shape[:1] == (batch,) for o in graph.outputs):
         first_dim = graph.values[graph.outputs[0]].spec.shape[:1] if graph.outputs else ()
         raise fixed_batch(shown, first_dim[0] if first_dim else 1, batch)
     return graph
+
+
+def _recorded(path: Path, device: str, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> Program:
+    try:
+        module = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        if device == "meta":
+            raise RuntimeError("not loadable without data") from error
+        first = (str(error).strip() or "unknown").splitlines()[0]
+        raise ModelFormatError(f"{shown} is a damaged TorchScript file: {first[:200]}") from None
+    names = [i.debugName().removesuffix(".1") for i in list(module.graph.inputs())[1:]]
+    return record(module, _examples(names, batch, inputs, shown))
 
 
 def graph_of_pickle(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:

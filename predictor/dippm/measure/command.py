@@ -22,6 +22,7 @@ from typing import Any
 
 from dippm.case import Allocator
 from dippm.data.rowfile import RowFile
+from dippm.measure.nvml import require_gpu
 from dippm.measure.schedule import Plan, Schedule, pin, remaining
 from dippm.zoo.case import ZooCase, read_cases
 
@@ -30,7 +31,7 @@ STAGES = ("anchors", "timed", "memory", "caps", "rest")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dippm measure`."""
-    parser.add_argument("cases", type=Path, help="list of cases, as `dippm graph --list` writes it")
+    parser.add_argument("cases", type=Path, help="list of cases, as `dippm graph list` writes it")
     parser.add_argument("--out", type=Path, required=True, help="rows are appended here (gzip members of JSON lines)")
     parser.add_argument(
         "--stages", type=stages, default="anchors:60,timed:1800,anchors:60,memory:1800,caps:300",
@@ -58,6 +59,7 @@ def stages(text: str) -> list[tuple[str, float]]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the stages; 0 when every row could be written."""
+    require_gpu()
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     cases, rows = read_cases(args.cases), RowFile(args.out)
     preload()

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from dippm.errors import UnknownDevice
+
 MIB = 2.0**20
 
 
@@ -47,3 +49,18 @@ def open_gpu(index: int = 0) -> Gpu:
 
     pynvml.nvmlInit()
     return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+
+
+def require_gpu() -> None:
+    """Raises UnknownDevice where no NVIDIA GPU answers, before anything slow is loaded."""
+    try:
+        import pynvml
+    except ModuleNotFoundError as error:
+        raise UnknownDevice("dippm measure asks the driver through nvidia-ml-py: pip install 'dippm[train]'") from error
+    try:
+        pynvml.nvmlInit()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise UnknownDevice(
+            f"no NVIDIA GPU answers here ({error}): run dippm measure where nvidia-smi works"
+        ) from error

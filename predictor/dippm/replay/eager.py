@@ -113,9 +113,13 @@ class _Holds:
         temporaries: set[int] = set()
         for begin, end, statement in self.statements(call):
             read = self.read_from_before(begin, end)
+            popped: set[int] = set()
             for name in statement.pops & names.keys():
+                popped |= names[name] & read
                 names[name] -= read
-            unknown = read.difference(temporaries, *names.values())
+            if len(popped) > 1:  # the youngest was taken before: `x = skips.pop()`
+                popped.remove(max(popped, key=self.born.__getitem__))
+            unknown = read.difference(temporaries, popped, *names.values())
             if len(read) > 1 and len(statement.reads) == 1 and not statement.pops:
                 names |= dict.fromkeys(statement.reads, frozenset(read))
             elif unknown:

@@ -63,8 +63,7 @@ def program(
     cublas_at = -1
     first_extra = len(size)
     for index, operator in enumerate(graph.operators):
-        if cublas_at < 0 and operator.kind in CUBLAS_KINDS:
-            cublas_at = len(steps)
+        begin = len(steps)
         outputs = [storage for storage in lives.allocated[index] if size[storage]]
         known = events[index] if events is not None else None
         if known is not None:
@@ -73,6 +72,8 @@ def program(
             steps += [(storage, size[storage]) for storage in outputs]
             if workspaces[index] > 0:
                 steps += [(-1, workspaces[index]), (-1, 0)]
+        if cublas_at < 0 and operator.kind in CUBLAS_KINDS:
+            cublas_at = begin + max((at for at, (_, size) in enumerate(steps[begin:], 1) if size), default=0)
         if lives.extras[index]:
             steps.append((first_extra + index, lives.extras[index]))
         steps += [(storage, 0) for storage in lives.freed[index] if size[storage]]

@@ -31,6 +31,12 @@ _INDICES = frozenset({"embedding", "index", "gather", "scatter"})
 """Save what is no floating-point tensor."""
 
 
+_CLONED_IN_PLACE = frozenset(
+    {"silu", "hardswish", "relu6", "hardtanh", "hardsigmoid", "mish", "clamp", "gelu", "square"}
+)
+"""Kinds whose formula reads the input: called in place, they first save a copy of it."""
+
+
 def saved_for_backward(graph: ModelGraph) -> tuple[int, ...]:
     """Ids of the values that the autograd graph of one forward pass keeps alive, in order, repeated at most once.
 
@@ -42,7 +48,7 @@ def saved_for_backward(graph: ModelGraph) -> tuple[int, ...]:
 
 
 def kept_extras(graph: ModelGraph) -> tuple[int, ...]:
-    """Bytes that each operator makes for its backward pass alone: indices, statistics, log-sum-exps."""
+    """Bytes that each operator makes for its backward pass alone: indices, statistics, log-sum-exps, copies."""
     needs = _require_gradients(graph)
     return tuple(_extra(graph, o) if any(needs[i] for i in o.outputs) else 0 for o in graph.operators)
 
@@ -59,7 +65,7 @@ def _require_gradients(graph: ModelGraph) -> list[bool]:
 
 def _saved(graph: ModelGraph, operator: Operator, needs: list[bool]) -> Iterator[int]:
     kind = operator.kind
-    if kind in _NOTHING or not any(needs[i] for i in operator.outputs):
+    if kind in _NOTHING or not any(needs[i] for i in operator.outputs) or _clones(graph, operator):
         return
     if kind in _CONDITIONS or kind in _INDICES:
         yield from (i for i in operator.inputs if graph.values[i].spec.dtype not in FLOAT_DTYPES)
@@ -90,4 +96,11 @@ def _extra(graph: ModelGraph, operator: Operator) -> int:
         case "scaled_dot_product_attention":
             return 4 * math.prod(given.shape[:-1])
         case _:
-            return 0
+            return given.nbytes if _clones(graph, operator) else 0
+
+
+def _clones(graph: ModelGraph, operator: Operator) -> bool:
+    """Whether the operator saves a copy of the input that it then overwrites."""
+    if operator.kind not in _CLONED_IN_PLACE:
+        return False
+    return graph.storage(operator.outputs[0]) == graph.storage(operator.inputs[0])
