@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from dippm.errors import DippmError, ManifestError
 from dippm.prediction import Prediction
-from dippm_operator.fetch import ArtifactCache, Fetcher, FetchLimits, shown
+from dippm_operator.fetch import HUB, ArtifactCache, Fetcher, FetchLimits, shown
 from dippm_operator.manifests import Document, read_documents, write_document
 from dippm_operator.predict import Predictor, ask, question_for
 from dippm_operator.report import table
@@ -172,7 +173,8 @@ async def _predict_all(documents: Sequence[Document], predictor: Predictor, devi
         return predicted
     with tempfile.TemporaryDirectory(prefix="dippm-size-") as folder:
         # It is the user's own machine, network and files: nothing is off limits but size and time.
-        limits = FetchLimits(blocked_networks=(), file_roots=(Path("/"),))
+        hub = os.environ.get("HF_ENDPOINT") or HUB
+        limits = FetchLimits(blocked_networks=(), file_roots=(Path("/"),), hub=hub.rstrip("/"))
         fetcher = Fetcher(ArtifactCache(Path(folder) / "artifacts", limits.max_bytes), limits)
         try:
             for index, job in jobs.items():

@@ -24,6 +24,7 @@ from dippm_operator.controller.queue import WorkQueue
 from dippm_operator.controller.reconcile import Reconciler
 from dippm_operator.controller.resolve import Resolver
 from dippm_operator.controller.run import _work
+from dippm_operator.controller.secrets import secret_reader
 from dippm_operator.controller.state import ClusterState, Key
 from dippm_operator.controller.workload import Workloads
 from dippm_operator.fetch import ArtifactCache, Fetcher, FetchLimits
@@ -34,6 +35,7 @@ KEY: Key = ("vision", "web")
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 JOBS = kmock_library.resource("batch", "v1", "jobs")
 INFERENCE_JOBS = kmock_library.resource("dippm.dev", "v1alpha1", "inferencejobs")
+SECRETS = kmock_library.resource("", "v1", "secrets")
 EVENTS = kmock_library.resource("", "v1", "events")
 
 
@@ -59,7 +61,9 @@ class World:
 
     def restart(self, version: str = "1+a") -> None:
         """A new process: nothing is remembered but what the API has."""
-        resolver = Resolver(self.fetcher, self.predict, self.metrics, predictor_version=version)
+        resolver = Resolver(
+            self.fetcher, self.predict, self.metrics, predictor_version=version, read_secret=secret_reader(self.api)
+        )
         workloads = Workloads(self.api, self.state, self.metrics)
         self.reconciler = Reconciler(
             self.api, self.state, resolver, workloads, default_device="A100-SXM4-40GB", identity="me",
@@ -107,6 +111,9 @@ class World:
 
     def condition(self, type_: str) -> tuple[str, str]:
         return next(((c["status"], c["reason"]) for c in self.status["conditions"] if c["type"] == type_), ("", ""))
+
+    def message(self, type_: str) -> str:
+        return next((c["message"] for c in self.status["conditions"] if c["type"] == type_), "")
 
     def jobs(self) -> list[str]:
         return [name for (resource, _, name), o in self.server.objects.items() if resource == JOBS and not o.deleted]
@@ -227,10 +234,20 @@ async def test_unknown_device_is_one_sentence(world: World) -> None:
     assert world.questions == []
 
 
-async def test_secrets_are_not_read_yet_and_it_says_so(world: World) -> None:
-    world.create(model={"uri": f"file:{world.model}", "secretRef": {"name": "s"}})
+async def test_secret_is_read_with_the_operators_own_account(world: World) -> None:
+    reader = {"namespace": "vision", "name": "reader"}
+    world.server.resources[SECRETS] = {}
+    world.create(model={"uri": "s3://models/m.onnx", "secretRef": {"name": "reader"}})
     await world.look()
     assert world.condition("Resolved") == ("False", "ArtifactUnreachable")
+    assert "there is no Secret reader" in world.message("Resolved")
+    keys = {"AWS_ACCESS_KEY_ID": "a2V5", "AWS_SECRET_ACCESS_KEY": "c2VjcmV0"}
+    world.server.objects[SECRETS, "vision", "reader"] = {"apiVersion": "v1", "kind": "Secret", "metadata": reader,
+                                                        "data": keys}  # fmt: skip
+    world.now += timedelta(hours=2)
+    await world.look()
+    assert "Secret reader may not be sent to s3.amazonaws.com" in world.message("Resolved")
+    assert "c2VjcmV0" not in str(world.status)
 
 
 def node(product: str, *, taint: bool = False, **slices: str) -> dict[str, Any]:

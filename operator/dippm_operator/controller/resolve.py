@@ -12,6 +12,7 @@ from dippm.prediction import Prediction
 from dippm.profiles import resolve_device
 from dippm_operator.controller.conditions import timestamp, verdict_of
 from dippm_operator.controller.metrics import Metrics
+from dippm_operator.controller.secrets import SecretReader
 from dippm_operator.controller.worker import PredictorStopped
 from dippm_operator.fetch import Fetched, Fetcher, shown
 from dippm_operator.predict import Question, question_for
@@ -52,8 +53,15 @@ class Resolver:
     """Fetches and predicts when it is due, and keeps the last good answer when it fails."""
 
     def __init__(
-        self, fetcher: Fetcher, predictor: AsyncPredictor, metrics: Metrics, *, predictor_version: str
+        self,
+        fetcher: Fetcher,
+        predictor: AsyncPredictor,
+        metrics: Metrics,
+        *,
+        predictor_version: str,
+        read_secret: SecretReader,
     ) -> None:
+        self._read_secret = read_secret
         self._version = predictor_version
         self._fetcher = fetcher
         self._predictor = predictor
@@ -95,13 +103,11 @@ class Resolver:
         self, job: InferenceJob, answer: InferenceJobStatus, device: str, inventory: Inventory, now: datetime
     ) -> Resolution:
         model = job.spec.model
+        credentials = None
         if model.secret_ref is not None:
-            raise ArtifactUnreachable(
-                f"spec.model.secretRef: Secret {model.secret_ref.name} is not read by this version; "
-                "serve the model without credentials for now."
-            )
+            credentials = await self._read_secret(job.metadata.namespace, model.secret_ref.name)
         next_look = now + _interval(job)
-        async with self._fetcher.open(model.uri, digest=model.digest) as artifact:
+        async with self._fetcher.open(model.uri, digest=model.digest, credentials=credentials) as artifact:
             self._metrics.fetched_bytes.inc(artifact.fetched_bytes)
             resolved = Verdict(True, "ArtifactResolved", f"{shown(model.uri)} has {artifact.size_bytes} bytes.")
             if answer.model is not None and self._is_current(job, answer, device, artifact):

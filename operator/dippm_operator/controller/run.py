@@ -19,6 +19,7 @@ from dippm_operator.controller.metrics import JobsByReadiness, Metrics
 from dippm_operator.controller.queue import WorkQueue
 from dippm_operator.controller.reconcile import Reconciler
 from dippm_operator.controller.resolve import AsyncPredictor, Resolver
+from dippm_operator.controller.secrets import secret_reader
 from dippm_operator.controller.settings import Settings
 from dippm_operator.controller.state import ClusterState, Key
 from dippm_operator.controller.workload import Workloads
@@ -72,7 +73,7 @@ async def _lead(
     cache = await asyncio.to_thread(ArtifactCache, settings.cache, settings.cache_bytes)
     fetcher = Fetcher(cache, settings.fetch)
     version = await asyncio.to_thread(predictor_version)
-    resolver = Resolver(fetcher, predictor, metrics, predictor_version=version)
+    resolver = Resolver(fetcher, predictor, metrics, predictor_version=version, read_secret=secret_reader(api))
     reconciler = Reconciler(
         api,
         state,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dippm_operator.fetch import LINK_LOCAL, LOOPBACK, FetchLimits
+from dippm_operator.fetch import HUB, LINK_LOCAL, LOOPBACK, FetchLimits
 from dippm_operator.sizing.inventory import declare
 
 GIB = 1024**3
@@ -32,7 +32,7 @@ class Settings:
     declared: tuple[tuple[str, str], ...]
     """(product, resource) that node groups scaled to zero will have."""
     cache: Path
-    """Folder for artifacts; emptied at the start."""
+    """Folder for artifacts."""
     cache_bytes: int
     fetch: FetchLimits
     prediction_seconds: float
@@ -77,6 +77,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         help="largest artifact; never more than --cache-bytes (%(default)s)",
     )
     add("--file-root", type=Path, action="append", default=[], help="folder that file: URIs may name (default: none)")
+    add("--hub", default=os.environ.get("HF_ENDPOINT") or HUB, help="where hf:// URIs lead (%(default)s)")
     add("--allow-loopback", action="store_true", help="fetch from this host's own addresses too: for trying out")
     add("--prediction-seconds", type=float, default=600.0, help="longest wait for one prediction (%(default)s)")
     add("--workers", type=int, default=4, help="InferenceJobs looked at at once (%(default)s)")
@@ -102,6 +103,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
             max_bytes=min(given.max_artifact_bytes, given.cache_bytes),
             blocked_networks=LINK_LOCAL if given.allow_loopback else (*LINK_LOCAL, *LOOPBACK),
             file_roots=tuple(given.file_root),
+            hub=given.hub.rstrip("/"),
         ),
         prediction_seconds=given.prediction_seconds,
         workers=given.workers,

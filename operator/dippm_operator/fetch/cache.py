@@ -1,33 +1,65 @@
-"""Artifacts kept on disk, within a number of bytes: the least recently used go first, never one that is in use."""
+"""Artifacts kept on disk, within a number of bytes, by several processes: the least recently used go first.
+
+A folder per artifact. It is filled under a name that nobody looks at and then renamed, so that a process which dies
+leaves no half of one; who reads it holds a shared lock (flock) on it, who deletes it an exclusive one.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
+import os
 import shutil
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from dippm_operator.fetch.source import Look
+from dippm_operator.fetch.sparse import digest_of_pieces
+
+_RECORD = "entry.json"
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of an artifact: which of its bytes are there."""
+
+    name: str
+    size_bytes: int
+    pieces: tuple[tuple[int, int], ...]
+    checksum: str
+    """sha256 (hex) over the pieces: what the disk did to them is noticed."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """One artifact on disk."""
+    """One artifact on disk, locked for reading until it is released."""
 
-    path: Path
-    size_bytes: int
-    etag: str
-    last_modified: str
+    folder: Path
+    look: Look
+    """What the store said when it was read."""
     content_digest: str
-    pins: int = 0
-    """How many are reading it now."""
-    dropped: bool = False
-    """No longer in the cache: its file goes with the last reader."""
+    """`sha256:...` of the whole, where all of it was read."""
+    files: tuple[StoredFile, ...]
+    is_folder: bool
+    lock: int = field(default=-1, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The model file, or the folder of a model of several files."""
+        return self.folder / "model" if self.is_folder else self.folder / "model" / self.files[0].name
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files in the store."""
+        return sum(file.size_bytes for file in self.files)
 
 
 class ArtifactCache:
-    """Files by URI. Not for several processes: the folder is this one's own and is emptied at the start.
+    """Artifacts by key (a URI).
 
     An entry says nothing about who may see it: whoever uses it asks the store first, under his own credentials.
     """
@@ -35,60 +67,136 @@ class ArtifactCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
-        self._remover = ThreadPoolExecutor(1, thread_name_prefix="artifact-removal")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-
-    def close(self) -> None:
-        """Wait until what was let go is gone."""
-        self._remover.shutdown()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.make_room(0)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all entries."""
-        return sum(entry.size_bytes for entry in self._entries.values())
+        """Bytes that all entries take on disk."""
+        return sum(_bytes_under(path) for path in self._folder.iterdir())
 
-    def get(self, uri: str) -> Entry | None:
-        """The entry of a URI, now the most recently used."""
-        entry = self._entries.get(uri)
-        if entry is not None:
-            self._entries.move_to_end(uri)
-        return entry
+    def get(self, key: str) -> Entry | None:
+        """The newest entry of a key, locked; one that is damaged is deleted. Blocking: reads what is there."""
+        for path in sorted(self._folder.glob(f"{_name_of(key)}-*"), key=_age, reverse=True):
+            entry = _open(path, key)
+            if entry is not None:
+                os.utime(path)
+                return entry
+            _delete(path)
+        return None
 
-    def new_path(self, uri: str, tag: str) -> Path:
-        """Where a download is written; the name keeps the URI's own, because its suffix may be a hint."""
-        name = PurePosixPath(unquote(urlsplit(uri).path)).name or "model"
-        folder = self._folder / hashlib.sha256(f"{uri}\0{tag}".encode()).hexdigest()[:32]
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / name[-100:]
+    def begin(self) -> Path:
+        """A folder to fill: the files go into its subfolder `model`."""
+        path = Path(tempfile.mkdtemp(prefix="new-", dir=self._folder))
+        (path / "model").mkdir()
+        return path
 
-    def put(self, uri: str, entry: Entry) -> None:
-        """Keep an artifact, and let others go until all are within the limit."""
-        if (old := self._entries.pop(uri, None)) is not None:
-            self._drop(old)
-        self.make_room(entry.size_bytes)
-        self._entries[uri] = entry
-
-    def make_room(self, size_bytes: int) -> None:
-        """Let the least recently used go until so many bytes more are within the limit."""
-        for uri in list(self._entries):
-            if self.held_bytes + size_bytes <= self._max_bytes:
-                break
-            if self._entries[uri].pins == 0:
-                self._drop(self._entries.pop(uri))
+    def put(
+        self, key: str, path: Path, look: Look, content_digest: str, files: tuple[StoredFile, ...], *, is_folder: bool
+    ) -> Entry:
+        """Keep what was filled since `begin`, and let others go until all are within the limit."""
+        record = {"key": key, "look": asdict(look), "content_digest": content_digest, "is_folder": is_folder}
+        (path / _RECORD).write_text(json.dumps(record | {"files": [asdict(file) for file in files]}))
+        lock = _locked(path, fcntl.LOCK_SH)
+        final = self._folder / f"{_name_of(key)}-{path.name.removeprefix('new-')}"
+        path.rename(final)
+        for older in self._folder.glob(f"{_name_of(key)}-*"):
+            if older != final:
+                _delete(older)
+        self.make_room(0)
+        return Entry(final, look, content_digest, files, is_folder, -1 if lock is None else lock)
 
     def release(self, entry: Entry) -> None:
-        """One reader less."""
-        entry.pins -= 1
-        if entry.dropped:
-            self._drop(entry)
+        """One reader less. What a newer one has taken the place of goes with its last reader."""
+        os.close(entry.lock)
+        name = entry.folder.name.rpartition("-")[0]
+        siblings = sorted(self._folder.glob(f"{name}-*"), key=_age)
+        if siblings and siblings[-1] != entry.folder:
+            _delete(entry.folder)
+        self.make_room(0)
 
-    def remove(self, path: Path) -> None:
-        """Delete a file that `new_path` named; in a thread, because to unlink gigabytes takes a while."""
-        self._remover.submit(shutil.rmtree, path.parent, ignore_errors=True)
+    def make_room(self, size_bytes: int) -> None:
+        """Let the least recently used go until so many bytes more are within the limit. None that is in use goes."""
+        held = self.held_bytes
+        for path in sorted(self._folder.iterdir(), key=_age):
+            if held + size_bytes <= self._max_bytes:
+                break
+            freed = _bytes_under(path)
+            if _delete(path):
+                held -= freed
 
-    def _drop(self, entry: Entry) -> None:
-        entry.dropped = True
-        if entry.pins == 0:
-            self.remove(entry.path)
+
+def _name_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0  # another process has just deleted it
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            stat = path.lstat()
+        except OSError:
+            continue  # another process has just deleted it
+        total += min(stat.st_blocks * 512, stat.st_size) if path.is_file() else 0
+    return total
+
+
+def _open(path: Path, key: str) -> Entry | None:
+    lock = _locked(path, fcntl.LOCK_SH)
+    if lock is None:
+        return None
+    try:
+        record = json.loads((path / _RECORD).read_text())
+        files = tuple(
+            StoredFile(f["name"], f["size_bytes"], tuple((s, e) for s, e in f["pieces"]), f["checksum"])
+            for f in record["files"]
+        )
+        sound = record["key"] == key and all(_is_sound(path / "model" / file.name, file) for file in files)
+        entry = Entry(path, Look(**record["look"]), record["content_digest"], files, record["is_folder"], lock)
+    except (OSError, ValueError, KeyError, TypeError):
+        sound = False  # half written or half deleted
+    if sound:
+        return entry
+    os.close(lock)
+    return None
+
+
+def _is_sound(path: Path, file: StoredFile) -> bool:
+    return path.stat().st_size == file.size_bytes and digest_of_pieces(path, list(file.pieces)) == file.checksum
+
+
+def _locked(path: Path, how: int) -> int | None:
+    """A lock on an artifact's folder; None where it cannot be had."""
+    try:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        return None  # deleted meanwhile
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _delete(path: Path) -> bool:
+    """Delete an artifact unless somebody reads it. One that is being filled is left alone for an hour."""
+    if path.name.startswith("new-") and _is_fresh(path):
+        return False
+    lock = _locked(path, fcntl.LOCK_EX)
+    if lock is None:
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
+    return True
+
+
+def _is_fresh(path: Path) -> bool:
+    return time.time_ns() - _age(path) < 3600 * 10**9

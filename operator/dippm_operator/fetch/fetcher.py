@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from urllib.parse import urlsplit
+from dataclasses import replace
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
 import aiohttp
 
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.cache import ArtifactCache, Entry
-from dippm_operator.fetch.http import client, download, shown
+from dippm_operator.fetch.credentials import Credentials, http_headers
+from dippm_operator.fetch.hf import headers_for, list_files, only_model, parse_hf, url_of
+from dippm_operator.fetch.http import HttpSource, client, shown
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.local import check_digest, fetch_file
 from dippm_operator.fetch.result import Fetched
+from dippm_operator.fetch.s3 import s3_request
+from dippm_operator.fetch.source import Source
+from dippm_operator.fetch.take import take
 
-LATER = frozenset({"s3", "gs", "hf", "oci", "pvc"})
+LATER = frozenset({"gs", "oci", "pvc"})
 """Schemes of the resource that this version has no client for yet."""
 
 
@@ -31,17 +37,20 @@ class Fetcher:
         self._limits = limits
         self._session: aiohttp.ClientSession | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._serial = itertools.count()
 
     async def close(self) -> None:
-        """Close connections, and wait until what was let go is gone from the disk."""
+        """Close connections."""
         if self._session is not None:
             await self._session.close()
-        await asyncio.to_thread(self._cache.close)
 
     @asynccontextmanager
-    async def open(self, uri: str, *, digest: str | None = None) -> AsyncIterator[Fetched]:
-        """The artifact of a URI, verified, on disk until the block ends.
+    async def open(
+        self, uri: str, *, digest: str | None = None, credentials: Credentials | None = None
+    ) -> AsyncIterator[Fetched]:
+        """What says what the model is of a URI's artifact, on disk until the block ends.
+
+        The file has the artifact's size; where weights lie in it there are holes. With a digest all of it is read,
+        and verified. Whatever is kept from earlier is only given after the store was asked with these credentials.
 
         Raises ArtifactUnreachable, ArtifactTooLarge, DigestMismatch.
         """
@@ -51,47 +60,67 @@ class Fetcher:
             return
         if scheme in LATER:
             raise ArtifactUnreachable(
-                f"{shown(uri)}: {scheme}:// comes in a later version; this one fetches https://, http:// and file:."
+                f"{uri}: {scheme}:// comes in a later version; "
+                "this one fetches https://, http://, s3://, hf:// and file: URIs."
             )
-        if scheme not in ("http", "https"):
-            raise ArtifactUnreachable(f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, http:// or file:.")
+        if scheme not in ("http", "https", "s3", "hf"):
+            raise ArtifactUnreachable(
+                f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, s3://, hf:// or file:."
+            )
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
-            entry, fetched_bytes = await self._pinned(uri)
+            source = await self._source(uri, scheme, credentials)
+            try:
+                entry, fetched_bytes = await self._current(uri, source, whole=digest is not None)
+            finally:
+                await source.close()
         try:
             if digest is not None:
                 check_digest(shown(uri), entry.content_digest, digest)
-            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.etag, entry.content_digest)
+            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, entry.content_digest)
         finally:
-            self._cache.release(entry)
+            await asyncio.to_thread(self._cache.release, entry)
 
-    async def _pinned(self, uri: str) -> tuple[Entry, int]:
-        """The entry with the store's present content, pinned, and the bytes that had to be fetched for it."""
+    async def _source(self, uri: str, scheme: str, credentials: Credentials | None) -> Source:
         if self._session is None:
             self._session = client(self._limits)
-        known = self._cache.get(uri)
-        conditions: dict[str, str] = {}
-        if known is not None:
-            known.pins += 1  # others may need its room while the store thinks about it
-            if known.etag:
-                conditions["If-None-Match"] = known.etag
-            elif known.last_modified:
-                conditions["If-Modified-Since"] = known.last_modified
-        path = self._cache.new_path(uri, str(next(self._serial)))
-        kept: Path | None = None
+        name = shown(uri)
+        if scheme == "s3":
+            url, sign = s3_request(uri, credentials)
+            return HttpSource(self._session, url, self._limits, name=name, sign=sign)
+        if scheme == "hf":
+            headers = headers_for(credentials, urlsplit(self._limits.hub).hostname or "")
+            file = parse_hf(uri)
+            if not file.path:
+                paths = await list_files(self._session, self._limits.hub, file, headers, self._limits)
+                file = replace(file, path=only_model(uri, paths))
+            url = url_of(self._limits.hub, file)
+            return HttpSource(self._session, url, self._limits, name=name, headers=headers)
+        if credentials is not None:
+            return HttpSource(self._session, uri, self._limits, headers=http_headers(uri, credentials))
+        return HttpSource(self._session, uri, self._limits)
+
+    async def _current(self, uri: str, source: Source, *, whole: bool) -> tuple[Entry, int]:
+        """The entry with the store's present content, and the bytes that had to be fetched for it."""
+        entry = await asyncio.to_thread(self._cache.get, uri)
         try:
-            answer = await download(
-                self._session, uri, path, limits=self._limits, known=conditions, make_room=self._cache.make_room
-            )
-            if answer.not_modified and known is not None:
-                known.pins += 1
-                return known, 0
-            entry = Entry(path, answer.size_bytes, answer.etag, answer.last_modified, answer.content_digest, pins=1)
-            self._cache.put(uri, entry)
-            kept = path
-            return entry, answer.size_bytes
+            wanting = entry is not None and whole and not entry.content_digest
+            look = await source.look(None if entry is None or wanting else entry.look)
+            if look is None and entry is not None:
+                kept, entry = entry, None
+                return kept, source.received_bytes
         finally:
-            if known is not None:
-                self._cache.release(known)
-            if kept is None:
-                self._cache.remove(path)  # nothing half-read stays, whatever stopped it
+            if entry is not None:
+                await asyncio.to_thread(self._cache.release, entry)
+        if look is None:
+            raise ArtifactUnreachable(f"{source.name} says that it did not change, but it was never read.")
+        folder = self._cache.begin()
+        name = (PurePosixPath(unquote(urlsplit(uri).path)).name or "model")[-100:]
+        try:
+            taken = await take(source, look, folder / "model" / name, self._limits, whole=whole)
+            digest = taken.content_digest or look.content_digest
+            kept = await asyncio.to_thread(self._cache.put, uri, folder, look, digest, (taken.file,), is_folder=False)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing half-read stays, whatever stopped it
+            raise
+        return kept, source.received_bytes

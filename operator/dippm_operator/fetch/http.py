@@ -1,33 +1,27 @@
-"""`https:` and `http:` URIs, streamed to disk under limits."""
+"""`https:` and `http:` URIs, in parts where the server gives parts, else streamed; under limits."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import aiohttp
+from yarl import URL
 
-from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
+from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, check_literal
 from dippm_operator.fetch.limits import FetchLimits
+from dippm_operator.fetch.source import Look
 
+Signer = Callable[[str, Mapping[str, str]], Mapping[str, str]]
+"""From URL and headers of a GET to the headers with which it is sent."""
 _CHUNK = 1024 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-
-@dataclass(frozen=True, slots=True)
-class Download:
-    """The answer to a GET: the new content on disk, or that the known one is current."""
-
-    not_modified: bool
-    etag: str = ""
-    last_modified: str = ""
-    size_bytes: int = 0
-    content_digest: str = ""
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+FIRST_BYTES = 4096
+"""What the first request asks for: enough to know the kind of file."""
 
 
 def client(limits: FetchLimits) -> aiohttp.ClientSession:
@@ -47,92 +41,141 @@ def shown(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-async def download(
-    session: aiohttp.ClientSession,
-    uri: str,
-    path: Path,
-    *,
-    limits: FetchLimits,
-    known: Mapping[str, str],
-    make_room: Callable[[int], None],
-) -> Download:
-    """GET a URI into a file.
-
-    `known` are conditional headers (`If-None-Match`) of the copy that is there already; `make_room` is told the size
-    before anything is written, where the server says it.
-
-    Raises ArtifactUnreachable, ArtifactTooLarge.
-    """
-    url = uri
+@contextmanager
+def spoken(name: str) -> Iterator[None]:
+    """What goes wrong on the way, as one sentence."""
     try:
-        for _ in range(limits.max_redirects + 1):
-            check_literal(urlsplit(url).hostname or "", limits.blocked_networks)
-            async with session.get(url, headers=known, allow_redirects=False) as response:
-                if response.status in _REDIRECTS and (location := response.headers.get("Location")):
-                    url = _next_hop(uri, url, location)
-                    continue
-                if response.status == 304 and known:
-                    return Download(not_modified=True)
-                if response.status != 200:
-                    raise ArtifactUnreachable(
-                        f"{shown(url)} answered {response.status} {response.reason}; check spec.model.uri."
-                    )
-                return await _save(response, uri, path, limits, make_room)
+        yield
     except AddressBlocked as error:
-        raise ArtifactUnreachable(f"{shown(uri)}: {error}; use another host.") from None
+        raise ArtifactUnreachable(f"{name}: {error}; use another host.") from None
     except TimeoutError:
-        raise ArtifactUnreachable(f"{shown(uri)} did not answer in time; check the host, or try again later.") from None
+        raise ArtifactUnreachable(f"{name} did not answer in time; check the host, or try again later.") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressBlocked):
-            raise ArtifactUnreachable(f"{shown(uri)}: {error.os_error}; use another host.") from None
+            raise ArtifactUnreachable(f"{name}: {error.os_error}; use another host.") from None
         reason = str(error).strip() or type(error).__name__
-        raise ArtifactUnreachable(f"{shown(uri)} cannot be reached ({reason}); check spec.model.uri.") from None
-    raise ArtifactUnreachable(f"{shown(uri)} redirects more than {limits.max_redirects} times; name the file itself.")
+        raise ArtifactUnreachable(f"{name} cannot be reached ({reason}); check spec.model.uri.") from None
 
 
-def _next_hop(uri: str, url: str, location: str) -> str:
+class HttpSource:
+    """A URL. `headers` go to the host that it names and to no other, whatever redirects say."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, limits: FetchLimits, *, name: str = "",
+        headers: Mapping[str, str] | None = None, sign: Signer | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name or shown(url)
+        self.received_bytes = 0
+        self._session = session
+        self._url = url
+        self._limits = limits
+        self._headers = dict(headers or {})
+        self._sign = sign
+        self._look = Look()
+        self._head = b""
+        self._whole: aiohttp.ClientResponse | None = None
+        self._open = AsyncExitStack()
+
+    async def look(self, known: Look | None) -> Look | None:
+        conditions = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
+        if known is not None and known.etag:
+            conditions["If-None-Match"] = known.etag
+        elif known is not None and known.last_modified:
+            conditions["If-Modified-Since"] = known.last_modified
+        with spoken(self.name):
+            async with AsyncExitStack() as stack:
+                response = await stack.enter_async_context(self._get(conditions))
+                if response.status == 304 and known is not None:
+                    return None
+                match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                if response.status == 206 and match and match[1] == "0":
+                    self._head = await self._body(response, FIRST_BYTES)
+                    self._look = _look_of(response, size=int(match[3]), ranges=True)
+                elif response.status == 200:  # it gives no parts: what comes is the whole
+                    self._look = _look_of(response, size=response.content_length, ranges=False)
+                    self._whole = response
+                    self._open = stack.pop_all()
+                elif response.status == 416:  # nothing to take a part of: it is empty
+                    self._look = _look_of(response, size=None, ranges=False)
+                else:
+                    raise self._refused(response)
+        return self._look
+
+    async def read(self, start: int, end: int) -> bytes:
+        if end <= len(self._head):
+            return self._head[start:end]
+        with spoken(self.name):
+            async with self._get({"Range": f"bytes={start}-{end - 1}"}) as response:
+                if response.status >= 400:
+                    raise self._refused(response)
+                if response.status != 206 or response.headers.get("ETag", "") != self._look.etag:
+                    raise ArtifactUnreachable(f"{self.name} changed while it was read; it is read again later.")
+                data = await self._body(response, end - start)
+        if len(data) != end - start:
+            raise ArtifactUnreachable(f"{self.name} ended early: {len(data)} bytes instead of {end - start}.")
+        return data
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        whole, self._whole = self._whole, None
+        with spoken(self.name):
+            async with AsyncExitStack() as stack:
+                response = whole if whole is not None else await stack.enter_async_context(self._get({}))
+                if response.status != 200:
+                    raise self._refused(response)
+                if response.headers.get("ETag", "") != self._look.etag:
+                    raise ArtifactUnreachable(f"{self.name} changed while it was read; it is read again later.")
+                async for chunk in response.content.iter_chunked(_CHUNK):
+                    self.received_bytes += len(chunk)
+                    yield chunk
+
+    async def close(self) -> None:
+        """The session belongs to the fetcher; an answer that nobody read to its end is given up."""
+        await self._open.aclose()
+
+    async def _body(self, response: aiohttp.ClientResponse, most: int) -> bytes:
+        data = bytearray()
+        async for chunk in response.content.iter_chunked(_CHUNK):
+            data += chunk
+            self.received_bytes += len(chunk)
+            if len(data) > most:
+                raise ArtifactUnreachable(f"{self.name} sends more than it was asked for; serve it as plain files.")
+        return bytes(data)
+
+    def _refused(self, response: aiohttp.ClientResponse) -> ArtifactUnreachable:
+        where = shown(str(response.url)) if self.name.startswith("http") else self.name
+        return ArtifactUnreachable(f"{where} answered {response.status} {response.reason}; check spec.model.uri.")
+
+    @asynccontextmanager
+    async def _get(self, conditions: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        url, headers = self._url, {**self._headers, **conditions}
+        for _ in range(self._limits.max_redirects + 1):
+            check_literal(urlsplit(url).hostname or "", self._limits.blocked_networks)
+            sent = headers if self._sign is None or url != self._url else self._sign(url, headers)
+            exact = URL(url, encoded=self._sign is not None)
+            async with self._session.get(exact, headers=sent, allow_redirects=False) as response:
+                if response.status in _REDIRECTS and (location := response.headers.get("Location")):
+                    target = _next_hop(self.name, url, location)
+                    if urlsplit(target)[:2] != urlsplit(url)[:2]:
+                        headers = dict(conditions)
+                    url = target
+                    continue
+                yield response
+                return
+        raise ArtifactUnreachable(
+            f"{self.name} redirects more than {self._limits.max_redirects} times; name the file itself."
+        )
+
+
+def _look_of(response: aiohttp.ClientResponse, *, size: int | None, ranges: bool) -> Look:
+    headers = response.headers
+    return Look(headers.get("ETag", ""), headers.get("Last-Modified", ""), size, ranges)
+
+
+def _next_hop(name: str, url: str, location: str) -> str:
     target = urljoin(url, location)
     scheme = urlsplit(target).scheme
     if scheme not in ("http", "https"):
-        raise ArtifactUnreachable(f"{shown(uri)} redirects to {scheme}:, which is not followed; name the file itself.")
+        raise ArtifactUnreachable(f"{name} redirects to {scheme}:, which is not followed; name the file itself.")
     if urlsplit(url).scheme == "https" and scheme == "http":
-        raise ArtifactUnreachable(
-            f"{shown(uri)} redirects from https to http, which is not followed; name the file itself."
-        )
+        raise ArtifactUnreachable(f"{name} redirects from https to http, which is not followed; name the file itself.")
     return target
-
-
-async def _save(
-    response: aiohttp.ClientResponse, uri: str, path: Path, limits: FetchLimits, make_room: Callable[[int], None]
-) -> Download:
-    declared = response.content_length
-    if declared is not None and declared > limits.max_bytes:
-        raise ArtifactTooLarge(f"{shown(uri)} has {declared} bytes; at most {limits.max_bytes} are read.")
-    state, size = hashlib.sha256(), 0
-
-    if declared is not None:
-        make_room(declared)
-    with path.open("wb") as stream:
-
-        def write(chunk: bytes) -> None:
-            state.update(chunk)
-            try:
-                stream.write(chunk)
-                stream.flush()  # what does not fit shows here, where it can be told
-            except OSError as error:
-                raise ArtifactTooLarge(
-                    f"{shown(uri)} cannot be stored ({error.strerror}); give the cache more space."
-                ) from None
-
-        async for chunk in response.content.iter_chunked(_CHUNK):
-            size += len(chunk)
-            if size > limits.max_bytes:
-                raise ArtifactTooLarge(f"{shown(uri)} has more than {limits.max_bytes} bytes, which is the limit.")
-            await asyncio.to_thread(write, chunk)  # hashing and a slow disk would hold the loop
-    return Download(
-        not_modified=False,
-        etag=response.headers.get("ETag", ""),
-        last_modified=response.headers.get("Last-Modified", ""),
-        size_bytes=size,
-        content_digest="sha256:" + state.hexdigest(),
-    )

@@ -10,6 +10,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
 """Where clouds serve instance credentials: no model lies there."""
+HUB = "https://huggingface.co"
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 
@@ -31,3 +32,5 @@ class FetchLimits:
     """Addresses that are never connected to, whatever name resolves to them."""
     file_roots: tuple[Path, ...] = ()
     """Folders that `file:` URIs must lie in; none allows no `file:` URI at all."""
+    hub: str = HUB
+    """Where `hf://` repositories are: Hugging Face, or a mirror of it (HF_ENDPOINT)."""

@@ -16,17 +16,11 @@ from onnx import checker, inliner
 
 from dippm.errors import ModelFormatError, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
+from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
 
-STRIP_BYTES = 16 * 1024
-"""Tensors that take at least so many bytes in the file are weights; smaller ones may be shapes and are kept."""
 MAX_GRAPH_BYTES = 512 << 20
 """Most bytes that the graph may have once its weights are left out."""
 DOMAINS = frozenset({"", "ai.onnx"})
-
-_CHILDREN = {"model": {7: "graph"}, "graph": {1: "node", 5: "tensor"}, "node": {5: "attribute"},
-             "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"}}  # fmt: skip
-_TENSOR_DATA = frozenset({4, 5, 6, 7, 9, 10, 11})
-"""Fields of TensorProto that hold elements: float_data, int32_data, string_data, int64_data, raw_data, ..."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +178,9 @@ def _strip(view: memoryview, message: str, shown: str) -> bytearray:
         body = position
         position += length
         if message == "tensor":
-            if number in _TENSOR_DATA:
+            if number in TENSOR_DATA:
                 continue
-        elif length >= STRIP_BYTES and wire == 2 and (child := _CHILDREN.get(message, {}).get(number)):
+        elif length >= STRIP_BYTES and wire == 2 and (child := CHILDREN.get(message, {}).get(number)):
             inner = _strip(view[body:position], child, shown)
             kept += _tag(tag) + _tag(len(inner)) + inner
             continue

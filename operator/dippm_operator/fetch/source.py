@@ -1,0 +1,43 @@
+"""What all stores have in common: a size, an ETag, bytes from here to there, and the whole as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a store says about an artifact before it is read."""
+
+    etag: str = ""
+    """The store's ETag, or what it has in its place; empty if it gives none."""
+    last_modified: str = ""
+    size_bytes: int | None = None
+    """None where only the end of the stream tells."""
+    ranges: bool = False
+    """Whether parts can be read."""
+    content_digest: str = ""
+    """`sha256:...` where the store vouches for it (an OCI registry does)."""
+
+
+class Source(Protocol):
+    """One artifact in a store. Every call raises ArtifactUnreachable where the store does not do as asked."""
+
+    name: str
+    """How messages call it: its URI without credentials."""
+    received_bytes: int
+    """Bytes of content that came over the network so far."""
+
+    async def look(self, known: Look | None) -> Look | None:
+        """What the store has now; None where it is what is known already."""
+
+    async def read(self, start: int, end: int) -> bytes:
+        """The bytes from `start` up to, not including, `end`."""
+
+    def stream(self) -> AsyncIterator[bytes]:
+        """All bytes in order."""
+
+    async def close(self) -> None:
+        """Let go of connections that are this source's own."""
