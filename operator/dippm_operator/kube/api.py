@@ -2,7 +2,7 @@
 
 The library's generated models and its dynamic client, which first asks the server what kinds there are, are not needed.
 Watches are its requests too, but read here: its `Watch` makes a second client each time, which holds the loop for
-70 ms, and raises KeyError for an ERROR event without a reason (docs/adr/0007-one-adapter-over-the-client.md).
+20 ms or more, and raises KeyError for an ERROR event without a reason (docs/adr/0007-one-adapter-over-the-client.md).
 """
 
 from __future__ import annotations
