@@ -221,3 +221,16 @@ def test_an_if_on_a_constant_takes_its_branch(tmp_path: Path) -> None:
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Relu"), else_branch=branch("Tanh"))
     graph = load(tmp_path, model_of([node], {"x": (1, ["b", 3])}, ["y"], {"c": np.array(False)}))
     assert [o.kind for o in graph.operators] == ["tanh", "identity"]
+
+
+def test_what_a_library_stumbles_over_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch, TVM and onnx raise anything on a file that is damaged in a way that nobody has seen yet."""
+
+    def stumble(*args: object, **kwargs: object) -> None:
+        raise KeyError("first line\nsecond line")
+
+    monkeypatch.setattr("dippm.frontend.onnx_model.fold", stumble)
+    with pytest.raises(ModelFormatError, match="cannot be read as an ONNX model: KeyError") as refused:
+        load_graph(open_artifact(RESNET50), batch=1)
+    assert "\n" not in str(refused.value)
+    assert isinstance(refused.value.__cause__, KeyError), "the cause is kept for whoever debugs it"

@@ -249,4 +249,5 @@ def _paths(node: onnx.NodeProto) -> tuple[str, ...]:
 
 def metadata(node: onnx.NodeProto, key: str) -> str:
     """A node's metadata property, or nothing."""
-    return next((p.value for p in node.metadata_props if p.key == key), "")
+    found = next((p.value for p in node.metadata_props if p.key == key), "")
+    return found if isinstance(found, str) else ""  # bytes: protobuf's answer to text that is no UTF-8
