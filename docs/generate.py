@@ -22,8 +22,12 @@ import yaml
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE = REPOSITORY / "docs" / "reference"
 HELP_PYTHON = (3, 11)
-COMMANDS = {
-    "dippm": ("dippm.cli", ("predict", "size", "profiles", "graph", "measure", "train", "evaluate")),
+_PREDICTOR_COMMANDS = (
+    *("predict", "size", "profiles"),
+    *("graph", "graph list", "graph extract", "graph pack", "measure", "train", "evaluate"),
+)
+COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dippm": ("dippm.cli", _PREDICTOR_COMMANDS),
     "dippm-operator": ("dippm_operator.controller.main", ()),
     "dippm-webhook": ("dippm_operator.webhook.main", ()),
 }
@@ -32,9 +36,10 @@ COMMANDS = {
 
 def help_text(command: str, subcommand: str | None = None) -> str:
     """`COMMAND [SUBCOMMAND] --help`, 100 columns wide, from a process of its own as a user starts it."""
-    arguments = [command, *([subcommand] if subcommand else []), "--help"]
+    arguments = [command, *(subcommand or "").split(), "--help"]
     code = f"import sys; sys.argv = {arguments!r}; from {COMMANDS[command][0]} import main; sys.exit(main())"
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
+    # POD_NAME stands in for this machine's name, which is the default of --identity.
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "PYTHON_COLORS": "0", "POD_NAME": "the pod's name"}
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=REPOSITORY
     )

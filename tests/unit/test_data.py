@@ -182,3 +182,15 @@ def test_published_rows_and_graphs_speak_of_the_same_tensors(published: DataSet)
 def test_the_card_is_the_one_of_these_tables() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.partition(BEGIN)[2].partition(END)[0].strip() == render(ROOT)
+
+
+def test_published_graphs_hold_the_weights_that_were_measured(published: DataSet) -> None:
+    for case in published.cases(joined=True)[::41]:
+        graph = published.graph(case)
+        placed = sum(
+            value.spec.nbytes
+            for value in graph.values
+            if value.alias_of is None and value.kind in (ValueKind.PARAMETER, ValueKind.INPUT)
+        )
+        assert case.weights_mib is not None
+        assert placed / 2**20 == pytest.approx(case.weights_mib, rel=0.06, abs=3), case.id

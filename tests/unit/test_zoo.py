@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dippm.case import Allocator, Mode, Precision, Runtime
@@ -177,3 +178,21 @@ def test_a_template_graph_is_the_graph_at_any_batch(network: Network) -> None:
     for batch in (1, 5):
         scaled, direct = at_batch(template, batch), extract(network, batch)
         assert scaled.to_dict() == direct.to_dict()
+
+
+class Tied(nn.Module):
+    """An output layer that shares its weight with the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 8)
+        self.out = nn.Linear(8, 40, bias=False)
+        self.out.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_are_shared_stay_shared_on_any_device(dtype: torch.dtype) -> None:
+    for device in ("cpu", "meta"):
+        module = place(Tied(), torch.device(device), dtype)
+        storages = [layer.weight.untyped_storage()._cdata for layer in (module.embed, module.out)]
+        assert storages[0] == storages[1], device

@@ -204,13 +204,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         limit = request["limits"]["address_space_bytes"] >> 20
         return {"error": "ParseLimitExceeded", "message": f"reading {shown} needs more than {limit} MiB of memory"}
-    except Exception as error:
-        # The boundary of the parser: whatever a library raises on a strange file is one sentence to the user.
-        first = (str(error).strip() or "no reason given").splitlines()[0][:200]
-        return {
-            "error": "ModelFormatError",
-            "message": f"{shown} cannot be read as {artifact.spoken}: {type(error).__name__}: {first}",
-        }
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dippm.artifact import Artifact
-from dippm.errors import InputShapeError, UnsafeModel
+from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel
 from dippm.frontend.inputs import InputSpec
 from dippm.graph import ModelGraph
 
@@ -15,6 +15,21 @@ def open_door(
     if batch < 1:
         raise InputShapeError(f"batch must be at least 1, not {batch}")
     shown = artifact.uri or str(artifact.path)
+    try:
+        return _through(artifact, batch, inputs, trust_pickle, shown)
+    except (DippmError, MemoryError):
+        raise
+    except Exception as error:
+        # The edge of the parsers: torch, TVM and onnx raise anything on a file that is damaged in a way of its own.
+        first = (str(error).strip() or "no reason given").splitlines()[0][:200]
+        raise ModelFormatError(
+            f"{shown} cannot be read as {artifact.spoken}: {type(error).__name__}: {first}"
+        ) from error
+
+
+def _through(
+    artifact: Artifact, batch: int, inputs: tuple[InputSpec, ...] | None, trust_pickle: bool, shown: str
+) -> ModelGraph:
     if artifact.format == "onnx":
         from dippm.frontend.onnx_model import graph_of_onnx
 

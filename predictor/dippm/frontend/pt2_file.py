@@ -55,6 +55,7 @@ def _deserialize(content: Pt2Content, shown: str) -> Program:
         TypeError,
         AttributeError,
         RuntimeError,
+        IndexError,
         serialize.SerializeError,
     ) as e:
         first = (str(e).strip() or type(e).__name__).splitlines()[0]
@@ -62,8 +63,7 @@ def _deserialize(content: Pt2Content, shown: str) -> Program:
             f"{shown} is not a .pt2 that torch {torch.__version__.partition('+')[0]} reads ({first[:160]}): export it "
             "again with that version"
         ) from None
-    state = {**result.state_dict}
-    return Program(result.graph_module.graph, result.signature, result.graph_module, state)
+    return Program(result.graph_module.graph, result.signature, result.graph_module, dict(result.state_dict))
 
 
 def _meta_tensors(payloads: Mapping[str, Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -305,7 +305,7 @@ def _trace(node: Any) -> str:
     """The node's source range as Python prints a frame; the line that it points at is the one above the marker."""
     try:
         shown = node.sourceRange()
-    except RuntimeError:
+    except (RuntimeError, IndexError, MemoryError):
         return ""  # the archive's debug file is damaged: names and lines are lost, the graph is not
     found = _RANGE.search(shown)
     if found is None or found["file"].startswith("code/"):

@@ -45,7 +45,7 @@ def graph_of_torchscript(path: Path, *, batch: int, inputs: tuple[InputSpec, ...
 def _recorded(path: Path, device: str, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> Program:
     try:
         module = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         if device == "meta":
             raise RuntimeError("not loadable without data") from error
         first = (str(error).strip() or "unknown").splitlines()[0]

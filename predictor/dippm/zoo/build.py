@@ -115,9 +115,18 @@ def float_dtype(precision: Precision) -> torch.dtype:
 
 
 def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Moves the module as `module.to(device, dtype)` does, without copying parameters that hold nothing yet."""
+    """Moves the module as `module.to(device, dtype)` does, without copying parameters that hold nothing yet.
+
+    Parameters that share a tensor go on sharing it, on the meta device too.
+    """
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
 
     def move(tensor: Tensor) -> Tensor:
+        if id(tensor) not in moved:
+            moved[id(tensor)] = (tensor, move_once(tensor))
+        return moved[id(tensor)][1]
+
+    def move_once(tensor: Tensor) -> Tensor:
         target = dtype if tensor.is_floating_point() else tensor.dtype
         if tensor.device == device and tensor.dtype == target:
             return tensor
