@@ -75,6 +75,8 @@ class HttpSource:
         self._limits = limits
         self._headers = dict(headers or {})
         self._sign = sign
+        self._hop = (url, self._headers)
+        """Where redirects led, and the headers that may be sent there: the other parts are read from there at once."""
         self._exact = exact
         self._look = Look()
         self._head = b""
@@ -152,7 +154,8 @@ class HttpSource:
 
     @asynccontextmanager
     async def _get(self, conditions: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        url, headers = self._url, {**self._headers, **conditions}
+        url, own = self._hop
+        headers = {**own, **conditions}
         for _ in range(self._limits.max_redirects + 1):
             check_literal(urlsplit(url).hostname or "", self._limits.blocked_networks)
             sent = headers if self._sign is None or url != self._url else self._sign(url, headers)
@@ -161,9 +164,11 @@ class HttpSource:
                 if response.status in _REDIRECTS and (location := response.headers.get("Location")):
                     target = _next_hop(self.name, url, location)
                     if urlsplit(target)[:2] != urlsplit(url)[:2]:
-                        headers = dict(conditions)
+                        own, headers = {}, dict(conditions)
                     url = target
                     continue
+                if response.status in (200, 206):
+                    self._hop = (url, own)
                 yield response
                 return
         raise ArtifactUnreachable(
