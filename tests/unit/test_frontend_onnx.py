@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dippm.artifact import open_artifact
 from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsupportedOperator
-from dippm.frontend import InputSpec, load_graph
+from dippm.frontend import InputSpec, graph_from_module, load_graph
 from dippm.graph import ModelGraph, Operator, ValueKind
+from dippm.signature import signature
 
 RESNET50 = Path(__file__).parents[2] / "examples" / "models" / "resnet50.onnx"
 
@@ -234,3 +238,29 @@ def test_what_a_library_stumbles_over_is_one_sentence(monkeypatch: pytest.Monkey
         load_graph(open_artifact(RESNET50), batch=1)
     assert "\n" not in str(refused.value)
     assert isinstance(refused.value.__cause__, KeyError), "the cause is kept for whoever debugs it"
+
+
+def test_an_operator_has_one_signature_whatever_its_door(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
+            self.norm = torch.nn.LayerNorm(8)
+            self.fc = torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.nn.functional.max_pool2d(torch.relu(self.conv(x)), 2)
+            x = torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+            return self.fc(self.norm(x)).softmax(-1)
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(Net().eval(), (torch.zeros(1, 3, 32, 32),), buffer, dynamo=False, opset_version=17)
+    from_onnx = load(tmp_path, buffer.getvalue(), 5)
+    module = Net().to("meta").eval()
+    from_torch = graph_from_module(module, [torch.empty(5, 3, 32, 32, device="meta")], batch=5)
+    # this exporter spells the global pool as one, and everything else as PyTorch does
+    assert [signature(from_onnx, i) for i in range(len(from_onnx.operators))] == [
+        signature(from_torch, i) for i in range(len(from_torch.operators))
+    ]

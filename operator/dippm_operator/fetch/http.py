@@ -62,11 +62,15 @@ def spoken(name: str) -> Iterator[None]:
 
 
 class HttpSource:
-    """A URL. `headers` go to the host that it names and to no other, whatever redirects say."""
+    """A URL. `headers` go to the host that it names and to no other, whatever redirects say.
+
+    `exact`: the URL is quoted as it is to be sent (a signature is of that; an object's name has %2F in it).
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, limits: FetchLimits, *, name: str = "",
         headers: Mapping[str, str] | None = None, sign: Signer | None = None,
+        exact: bool = False,
     ) -> None:  # fmt: skip
         self.name = name or shown(url)
         self.received_bytes = 0
@@ -75,6 +79,7 @@ class HttpSource:
         self._limits = limits
         self._headers = dict(headers or {})
         self._sign = sign
+        self._exact = exact
         self._look = Look()
         self._head = b""
         self._whole: aiohttp.ClientResponse | None = None
@@ -153,7 +158,7 @@ class HttpSource:
     async def _get(self, conditions: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         url, headers = self._url, {**self._headers, **conditions}
         for _ in range(self._limits.max_redirects + 1):
-            exact = URL(url, encoded=self._sign is not None)
+            exact = URL(url, encoded=self._exact and url == self._url)
             check_host(exact.raw_host or "", self._limits.blocked_networks)
             sent = headers if self._sign is None or url != self._url else self._sign(url, headers)
             async with self._session.get(exact, headers=sent, allow_redirects=False) as response:

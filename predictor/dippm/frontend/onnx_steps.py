@@ -45,6 +45,8 @@ _NAMES_BY_KIND = {
     "adaptive_max_pool2d": "GlobalMaxPool", "conv": "Conv ConvTranspose ConvInteger",
     "pool": "MaxPool AveragePool LpPool GlobalAveragePool",
 }  # fmt: skip
+_LEFT_OUT = frozenset({"axis", "epsilon", "momentum", "training_mode", "stash_type", "to", "saturate"})
+"""Attributes that PyTorch's calls of the same kind do not carry: an operator has one signature whatever its door."""
 _KIND_BY_NAME = {name: kind for kind, names in _NAMES_BY_KIND.items() for name in names.split()}
 SHARES_STORAGE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 """Operators that ONNX runtimes run without a copy: the same elements in the same order."""
@@ -147,7 +149,7 @@ def _canonical(
     if name.startswith("Reduce"):
         axes = static.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
         return kind, {"dim": given.get("axes") if axes is None else tuple(int(a) for a in axes)}
-    return kind, dict(given)
+    return kind, {k: v for k, v in given.items() if k not in _LEFT_OUT and (k, v) != ("approximate", "none")}
 
 
 def _scalar(node: onnx.NodeProto, position: int, static: StaticGraph) -> float | None:
