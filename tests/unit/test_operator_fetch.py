@@ -178,10 +178,9 @@ async def test_host_that_is_not_there(fetcher: Fetcher, unused_tcp_port: int) ->
             pass
 
 
-@pytest.mark.parametrize("uri", ["oci://r/m:1", "pvc://claim/m", "gs://b/m"])
-async def test_schemes_of_later_versions_say_so(fetcher: Fetcher, uri: str) -> None:
+async def test_schemes_of_later_versions_say_so(fetcher: Fetcher) -> None:
     with pytest.raises(ArtifactUnreachable, match=r"comes in a later version; this one fetches https://"):
-        async with fetcher.open(uri):
+        async with fetcher.open("pvc://claim/m"):
             pass
 
 

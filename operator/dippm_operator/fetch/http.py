@@ -58,11 +58,15 @@ def spoken(name: str) -> Iterator[None]:
 
 
 class HttpSource:
-    """A URL. `headers` go to the host that it names and to no other, whatever redirects say."""
+    """A URL. `headers` go to the host that it names and to no other, whatever redirects say.
+
+    `exact`: the URL is quoted as it is to be sent (a signature is of that; an object's name has %2F in it).
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, limits: FetchLimits, *, name: str = "",
         headers: Mapping[str, str] | None = None, sign: Signer | None = None,
+        exact: bool = False,
     ) -> None:  # fmt: skip
         self.name = name or shown(url)
         self.received_bytes = 0
@@ -71,6 +75,7 @@ class HttpSource:
         self._limits = limits
         self._headers = dict(headers or {})
         self._sign = sign
+        self._exact = exact
         self._look = Look()
         self._head = b""
         self._whole: aiohttp.ClientResponse | None = None
@@ -151,7 +156,7 @@ class HttpSource:
         for _ in range(self._limits.max_redirects + 1):
             check_literal(urlsplit(url).hostname or "", self._limits.blocked_networks)
             sent = headers if self._sign is None or url != self._url else self._sign(url, headers)
-            exact = URL(url, encoded=self._sign is not None)
+            exact = URL(url, encoded=self._exact and url == self._url)
             async with self._session.get(exact, headers=sent, allow_redirects=False) as response:
                 if response.status in _REDIRECTS and (location := response.headers.get("Location")):
                     target = _next_hop(self.name, url, location)

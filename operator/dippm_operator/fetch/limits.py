@@ -34,3 +34,7 @@ class FetchLimits:
     """Folders that `file:` URIs must lie in; none allows no `file:` URI at all."""
     hub: str = HUB
     """Where `hf://` repositories are: Hugging Face, or a mirror of it (HF_ENDPOINT)."""
+    cloud_storage: str = "https://storage.googleapis.com"
+    """Where `gs://` buckets are."""
+    google_tokens: str = "https://oauth2.googleapis.com/token"
+    """Where a service account's key is exchanged for a token."""
