@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.controlplane
 
 ROOT = Path(__file__).parents[2]
+LEASE = "dippm-operator"
 NODES = {  # product, allocatable slices, tainted
     "a": ("NVIDIA-A100-SXM4-40GB", {"nvidia.com/mig-1g.5gb": "4", "nvidia.com/mig-3g.20gb": "1"}, True),
     "b": ("NVIDIA-A100-SXM4-40GB", {"nvidia.com/mig-1g.5gb": "7"}, True),
@@ -87,6 +88,20 @@ def start_operator(plane: ControlPlane, folder: Path, module: str, *options: str
         return subprocess.Popen(command, stderr=log, stdout=log, env=environment, cwd=folder)
 
 
+def leader(plane: ControlPlane) -> str | None:
+    """Who holds the Lease."""
+    leases = plane.get("/apis/coordination.k8s.io/v1/namespaces/default/leases")["items"]
+    return next((lease["spec"]["holderIdentity"] for lease in leases if lease["metadata"]["name"] == LEASE), None)
+
+
+def wait_for_leader(plane: ControlPlane, identity: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while leader(plane) != identity:
+        assert process.poll() is None, "the operator ended"
+        assert time.monotonic() < deadline, f"the Lease is held by {leader(plane)}"
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def operator_process(
     control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
@@ -100,6 +115,7 @@ def operator_process(
         control_plane.patch(f"/api/v1/nodes/{name}/status", {"status": {"allocatable": slices, "capacity": slices}})
     folder = tmp_path_factory.mktemp("operator")
     process = start_operator(control_plane, folder, "tests.integration.operator_standin", "--identity", "one")
+    wait_for_leader(control_plane, "one", process)
     yield process
     process.send_signal(signal.SIGTERM)
     code = process.wait(30)
@@ -301,8 +317,7 @@ def test_two_jobs_that_claim_one_target(jobs: Jobs, store: ModelStore) -> None:
 
 
 def test_second_operator_lives_but_waits_for_the_lease(jobs: Jobs, control_plane: ControlPlane, tmp_path: Path) -> None:
-    lease = "/apis/coordination.k8s.io/v1/namespaces/default/leases/dippm-operator"
-    assert control_plane.get(lease)["spec"]["holderIdentity"] == "one"
+    assert leader(control_plane) == "one"
     port = free_port()
     second = start_operator(
         control_plane, tmp_path, "tests.integration.operator_standin", "--identity", "two", "--health-port", str(port)
@@ -319,7 +334,7 @@ def test_second_operator_lives_but_waits_for_the_lease(jobs: Jobs, control_plane
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
         time.sleep(3)
-        assert control_plane.get(lease)["spec"]["holderIdentity"] == "one"
+        assert leader(control_plane) == "one"
     finally:
         second.send_signal(signal.SIGTERM)
         assert second.wait(20) == 0
@@ -328,7 +343,7 @@ def test_second_operator_lives_but_waits_for_the_lease(jobs: Jobs, control_plane
 async def test_lease_goes_to_the_next_when_it_is_released_or_runs_out(
     control_plane: ControlPlane, namespace: str
 ) -> None:
-    async with ApiClient(Connection.from_kubeconfig(control_plane.kubeconfig)) as api:
+    async with ApiClient(await Connection.from_kubeconfig(control_plane.kubeconfig)) as api:
         timing = {"duration_seconds": 2.0, "renew_deadline_seconds": 1.5, "retry_seconds": 0.1}
         leases = {n: Lease(api, namespace=namespace, name="l", identity=n, **timing) for n in ("a", "b", "c")}
         await asyncio.wait_for(leases["a"].acquire(), 5)

@@ -166,7 +166,7 @@ def test_a_secret_may_only_be_named_by_whoever_may_read_it(control_plane, namesp
     model = {"uri": "https://models.example/m.onnx", "secretRef": {"name": "models-reader"}}
 
     async def create(name: str) -> None:
-        async with ApiClient(Connection.from_kubeconfig(kubeconfig)) as api:
+        async with ApiClient(await Connection.from_kubeconfig(kubeconfig)) as api:
             await api.create(jobs(namespace), inference_job(name, model=model))
 
     with pytest.raises(ApiFailure, match=f"{namespace}:tenant may not read Secret models-reader") as refused:

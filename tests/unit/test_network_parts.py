@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from dippm.evaluate.right_profile import profile_share
 from dippm.network import calibration, lookup
 from dippm.network.clocks import device_ms, host_ms, latency_ms
 from dippm.network.roofline import BANDWIDTH, FLOOR_US, roofline_us
+from dippm.network.strides import contiguous, is_channels_last, is_contiguous, view
 from dippm.network.workload import Workload
 from dippm.network.workspace import CLASSES, RATIO, classify, workspace_bytes
 from dippm.train.costs import fit_energy, fit_gap_us, fit_host, least_squares_nonnegative
@@ -28,8 +30,9 @@ def convolution(channels: int = 64, dtype: str = "float32") -> Workload:
         kind="conv2d", dtype=dtype, macs=1e9, m=9765, n=channels, k=576, products=1,
         bytes_in=1_000_000, bytes_out=2_500_000, bytes_written=2_500_000, bytes_weight=300_000,
         elements_in=250_000, elements_out=625_000, channels_in=channels, channels_out=channels,
-        positions_in=3900, positions_out=9765, kernel=(3, 3), stride=(1, 1), dilation=1, groups=1, last=62, rank=4,
-        is_view=False, in_place=False, transposed=False,
+        positions_in=3900, positions_out=9765, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=1, groups=1,
+        last=62, rank=4, is_view=False, in_place=False, transposed=False, arguments=2,
+        target="aten.conv2d.default",
     )  # fmt: skip
 
 
@@ -179,3 +182,43 @@ def test_errors_leave_out_what_was_not_measured() -> None:
 
 def test_right_profile_share_counts_cases_that_land_on_the_same_slice() -> None:
     assert profile_share([(3000, 3100), (4800, 5000), (90000, 80000)], "A100-SXM4-40GB") == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "made"),
+    [
+        ("permute", {"dims": (0, 2, 3, 1)}, lambda x: x.permute(0, 2, 3, 1)),
+        ("transpose", {"dim0": 1, "dim1": 2}, lambda x: x.transpose(1, 2)),
+        ("transpose", {"dim0": -1, "dim1": -2}, lambda x: x.transpose(-1, -2)),
+        ("select", {"dim": 1, "index": 2}, lambda x: x.select(1, 2)),
+        ("select", {"index": 1}, lambda x: x.select(0, 1)),
+        ("slice", {"dim": 3, "start": 0, "end": 6, "step": 2}, lambda x: x[..., 0:6:2]),
+        ("flatten", {"start_dim": 2}, lambda x: x.flatten(2)),
+        ("unsqueeze", {"dim": 1}, lambda x: x.unsqueeze(1)),
+        ("reshape", {}, lambda x: x.view(2, 2, 4, 6, 3, 2)),
+        ("expand", {}, lambda x: x[:1].expand(5, 8, 6, 6)),
+    ],
+)
+def test_strides_of_views_are_those_of_pytorch(kind, attributes, made) -> None:  # type: ignore[no-untyped-def]
+    x = torch.empty(2, 8, 6, 6)
+    source = x[:1] if kind == "expand" else x
+    y = made(x)
+    assert view(kind, attributes, tuple(source.shape), source.stride(), tuple(y.shape)) == y.stride()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 1, 0, 2)])
+@pytest.mark.parametrize("shape", [(2, 8, 36), (16, 36), (2, 4, 2, 6, 6), (576,), (2, 2, 4, 36), (2, 8, 6, 2, 3)])
+def test_reshapes_are_views_where_pytorch_says_so(order: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    x = torch.empty(2, 8, 6, 6).permute(order).contiguous().permute(*np.argsort(order).tolist())
+    ours = view("reshape", {}, tuple(x.shape), x.stride(), shape)
+    try:
+        assert ours == x.view(shape).stride()
+    except RuntimeError:
+        assert ours is None
+
+
+def test_layouts_are_told_apart() -> None:
+    last = torch.empty(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    assert is_channels_last(tuple(last.shape), last.stride())
+    assert not is_contiguous(tuple(last.shape), last.stride())
+    assert contiguous((2, 8, 6, 6)) == torch.empty(2, 8, 6, 6).stride()

@@ -18,6 +18,7 @@ from dippm.errors import ArtifactUnreachable
 from dippm.evaluate.errors import render
 from dippm.evaluate.heldback import HeldBackRow, error_table, heavy, measured_footprints, read_rows
 from dippm.evaluate.right_profile import profile_share
+from dippm.train.split import RANDOM
 
 DEVICES = ("A100-SXM4-40GB", "H200")
 
@@ -41,11 +42,14 @@ def run(options: argparse.Namespace) -> int:
         rows = [r for r in rows if r.fold == options.fold]
     if not rows:
         raise ArtifactUnreachable("no cases to evaluate: give --heldback FILE or --data FOLDER with measured rows")
+    named = [r for r in rows if r.group != RANDOM]
     sections = {
-        "all cases": rows,
-        "activations over a tenth of the peak": heavy(rows),
+        "named architectures": named,
+        "of these, activations over a tenth of the peak": heavy(named),
+        "of these, inference only": [r for r in named if r.mode == "inference"],
+        "networks drawn at random": [r for r in rows if r.group == RANDOM],
     }
-    profiles = {device: profile_share(measured_footprints(rows), device) for device in DEVICES}
+    profiles = {device: profile_share(measured_footprints(named), device) for device in DEVICES}
     if options.json:
         body = {
             "cases": len(rows),
@@ -58,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(rows)} cases of {len({r.architecture for r in rows})} architectures, each held back")
     for name, part in sections.items():
         print(f"\n## {name} ({len(part)} cases)\n\n{render(error_table(part))}")
-    print("\n## the operators alone, without the graph level\n\n" + render(error_table(rows, composed=True)))
+    print("\n## named architectures, without the graph level\n\n" + render(error_table(named, composed=True)))
     for device, share in profiles.items():
         print(f"\nright profile by footprint on {device}: {share:.1f} %")
     return 0

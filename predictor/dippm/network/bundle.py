@@ -28,6 +28,7 @@ FILE = "pmgns.safetensors"
 KNOWN_SHARE = 0.99
 """A graph is of a known kind when so many of its operators were measured."""
 DEFAULT_RISK_PERCENT = 1.0
+FADING = frozenset({"allocated", "reserved", "device_ms"})
 RESIDUAL_LIMIT = 4.0
 """No kernel is taken to be further than this from its roofline (log): beyond it the network is guessing."""
 
@@ -128,10 +129,9 @@ class Bundle:
             host_pass_us=self.schema.host_pass_us,
             gap_us=self.schema.gap_us,
             static_w=self.schema.static_w,
-            log_residuals={
-                name: float(value) * self.schema.graph_shrink.get(name, 0.0)
-                for name, value in zip(self.schema.graph_columns, residuals, strict=True)
-            },
+            log_residuals=applied_residuals(
+                dict(zip(self.schema.graph_columns, residuals.tolist(), strict=True)), self.schema.graph_shrink, known
+            ),
             upper=self.bounds(known >= KNOWN_SHARE, risk_percent),
             known_share=known,
         )
@@ -166,6 +166,7 @@ class Bundle:
         first = self.schema.operator_columns.index(f"workspace:{workspace.CLASSES[0]}")
         classes = operators[:, first : first + len(workspace.CLASSES)].argmax(axis=1)
         ratios = operators[:, self.schema.operator_columns.index("workspace_log_ratio")]
+        measured = frozenset(self.schema.measured_kinds)
         out = []
         for index, work in enumerate(features.work):
             row = rows[index]
@@ -173,6 +174,8 @@ class Bundle:
                 out.append(int(self.table.workspace_bytes[row]))
             elif work.is_view:
                 out.append(0)
+            elif work.kind not in measured:
+                out.append(features.rules[index])
             else:
                 out.append(workspace.workspace_bytes(work, int(classes[index]), float(ratios[index])))
         return tuple(out)
@@ -192,6 +195,20 @@ class Bundle:
             times = np.where(np.isfinite(measured), measured, times)
             counts = np.where(np.isfinite(measured), self.table.kernels[rows], counts)
         return times, counts
+
+
+def applied_residuals(
+    residuals: Mapping[str, float], shrink: Mapping[str, float], known_share: float
+) -> dict[str, float]:
+    """The graph level's residuals as far as they are used.
+
+    They are told over compositions of estimated operators: memory and device time of operators that were looked up
+    need none, so those fade out with the share of such operators. Host time and energy are never looked up.
+    """
+    unknown = 1.0 - known_share
+    return {
+        name: value * shrink.get(name, 0.0) * (unknown if name in FADING else 1.0) for name, value in residuals.items()
+    }
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -18,7 +18,9 @@ from dippm.case import Case, Mode, Precision, Runtime
 from dippm.features import node_features, static_features
 from dippm.graph import ModelGraph
 from dippm.network.roofline import on_tensor_cores, peak_flops, roofline_us
+from dippm.network.strides import is_channels_last, is_contiguous, strides_of
 from dippm.network.workload import Workload, workloads
+from dippm.replay.workspace import workspace_bytes
 from dippm.vocabulary import INDEX
 
 VERSION = 1
@@ -32,11 +34,16 @@ _LOG_COLUMNS = (
     "macs", "bytes_in", "bytes_out", "bytes_weight", "elements_in", "elements_out", "m", "n", "k", "products",
     "channels_in", "channels_out", "positions_in", "positions_out", "kernel_h", "kernel_w", "stride_h", "stride_w",
     "dilation", "groups", "last", "bytes_moved", "roofline_us", "intensity", "flops_time", "output_tiles",
-    "group_width",
+    "group_width", "group_width_out", "padding_h", "padding_w", "taps", "arguments",
 )  # fmt: skip
 _FLAG_COLUMNS = (
     "is_view", "in_place", "transposed", "depthwise", "pointwise", "tensor_cores", "m_div8", "n_div8", "k_div8",
     "k_div4", "channels_in_div8", "channels_out_div8", "last_div8", "no_input", "fits_l2", "rank_3", "rank_4",
+    "narrow", "addend", "nearest", "bilinear", "bicubic", "antialias",
+)  # fmt: skip
+_LAYOUT_COLUMNS = (
+    "first_contiguous", "first_channels_last", "first_innermost", "first_expanded", "second_contiguous",
+    "result_contiguous", "result_channels_last",
 )  # fmt: skip
 NODE_COLUMNS: tuple[str, ...] = (
     *(f"paper_{i}" for i in range(PAPER_WIDTH)),
@@ -45,7 +52,11 @@ NODE_COLUMNS: tuple[str, ...] = (
     *(f"dtype_{name}" for name in _DTYPES),
     *(f"precision_{p.value}" for p in _PRECISIONS),
     *(f"mode_{m.value}" for m in _MODES),
+    *_LAYOUT_COLUMNS,
+    "log_rule_workspace",
+    "has_rule_workspace",
 )
+_OWN_WIDTH = len(NODE_COLUMNS) - PAPER_WIDTH - len(_LAYOUT_COLUMNS) - 2
 _RUNTIMES = (Runtime.EAGER, Runtime.GRAPH, Runtime.TORCHSCRIPT)
 STATIC_COLUMNS: tuple[str, ...] = (
     "log_macs", "log_batch", "log_convs", "log_denses", "log_relus", "log_operators", "log_roofline_ms",
@@ -66,6 +77,8 @@ class Featurized:
     """[n_operators, len(NODE_COLUMNS)]."""
     kinds: npt.NDArray[np.int64]
     """[n_operators], indices into `dippm.vocabulary.KINDS`."""
+    rules: tuple[int, ...]
+    """Workspace of each operator by the rule of its kind (`dippm.replay.workspace`), bytes."""
     edges: npt.NDArray[np.int64]
     """[2, n_edges]: source, destination; data flow and its reverse, sorted by destination."""
     statics: npt.NDArray[np.float32]
@@ -84,10 +97,12 @@ def featurize(graph: ModelGraph, case: Case) -> Featurized:
     """Arrays of a graph that is already cast to the case's precision."""
     work = workloads(graph)
     paper = np.asarray(node_features(graph), dtype=np.float32).reshape(len(work), PAPER_WIDTH)
-    nodes = np.concatenate([paper, _node_rows(work, case)], axis=1)
+    rules = workspace_bytes(graph)
+    nodes = np.concatenate([paper, _node_rows(work, case), _layout_rows(graph), _rule_rows(rules)], axis=1)
     return Featurized(
         work=work,
         nodes=nodes,
+        rules=rules,
         kinds=np.array([INDEX.get(w.kind, 0) for w in work], dtype=np.int64),
         edges=both_ways(graph.edges),
         statics=_static_row(graph, case, work),
@@ -102,9 +117,9 @@ def both_ways(edges: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int64]:
 
 
 def _node_rows(work: Sequence[Workload], case: Case) -> npt.NDArray[np.float32]:
-    """Workload columns of each operator, [n, len(NODE_COLUMNS) - PAPER_WIDTH]."""
+    """Workload columns of each operator, [n, _OWN_WIDTH]."""
     if not work:
-        return np.zeros((0, len(NODE_COLUMNS) - PAPER_WIDTH), dtype=np.float32)
+        return np.zeros((0, _OWN_WIDTH), dtype=np.float32)
     logs = np.array([_magnitudes(w, case.precision) for w in work], dtype=np.float64)
     roofline = logs[:, _LOG_COLUMNS.index("roofline_us")].copy()
     logs = np.log1p(logs)
@@ -118,6 +133,38 @@ def _node_rows(work: Sequence[Workload], case: Case) -> npt.NDArray[np.float32]:
     return rows.astype(np.float32)
 
 
+def _layout_rows(graph: ModelGraph) -> npt.NDArray[np.float32]:
+    """How the operands of each operator lie in memory, [n, len(_LAYOUT_COLUMNS)]."""
+    strides = strides_of(graph)
+    shapes = [value.spec.shape for value in graph.values]
+    rows = np.ones((len(graph.operators), len(_LAYOUT_COLUMNS)), dtype=np.float32)
+    rows[:, [1, 3, 6]] = 0.0
+    for row, operator in zip(rows, graph.operators, strict=True):
+        if operator.inputs:
+            first = operator.inputs[0]
+            given = strides[first]
+            row[:4] = (
+                is_contiguous(shapes[first], given),
+                is_channels_last(shapes[first], given),
+                not given or given[-1] == 1 or shapes[first][-1] == 1,
+                any(s == 0 and n > 1 for s, n in zip(given, shapes[first], strict=True)),
+            )
+        if len(operator.inputs) > 1:
+            row[4] = is_contiguous(shapes[operator.inputs[1]], strides[operator.inputs[1]])
+        if operator.outputs:
+            result = operator.outputs[0]
+            row[5:] = (
+                is_contiguous(shapes[result], strides[result]),
+                is_channels_last(shapes[result], strides[result]),
+            )
+    return rows
+
+
+def _rule_rows(rules: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Workspace by rule: on a log scale, and whether there is one, [n, 2]."""
+    return np.array([(math.log1p(r), float(r > 0)) for r in rules], dtype=np.float32).reshape(-1, 2)
+
+
 def _magnitudes(w: Workload, precision: Precision) -> tuple[float, ...]:
     """By `_LOG_COLUMNS`, before the logarithm."""
     moved = w.bytes_moved
@@ -126,7 +173,8 @@ def _magnitudes(w: Workload, precision: Precision) -> tuple[float, ...]:
         w.macs, w.bytes_in, w.bytes_out, w.bytes_weight, w.elements_in, w.elements_out, w.m, w.n, w.k, w.products,
         w.channels_in, w.channels_out, w.positions_in, w.positions_out, *w.kernel, *w.stride,
         w.dilation, w.groups, w.last, moved, roofline_us(w, precision), 2 * w.macs / moved if moved else 0.0,
-        2e6 * w.macs / peak_flops(w, precision), tiles, w.channels_in // w.groups,
+        2e6 * w.macs / peak_flops(w, precision), tiles, w.channels_in // w.groups, w.channels_out // w.groups,
+        *w.padding, w.kernel[0] * w.kernel[1], w.arguments,
     )  # fmt: skip
 
 
@@ -136,7 +184,8 @@ def _flags(w: Workload, precision: Precision) -> tuple[bool, ...]:
         w.is_view, w.in_place, w.transposed, w.groups > 1 and w.groups == w.channels_in, w.kernel == (1, 1),
         on_tensor_cores(w, precision), w.m % 8 == 0, w.n % 8 == 0, w.k % 8 == 0, w.k % 4 == 0,
         w.channels_in % 8 == 0, w.channels_out % 8 == 0, w.last % 8 == 0, w.bytes_in == 0, w.bytes_moved < L2_BYTES,
-        w.rank == 3, w.rank == 4, *(w.dtype == dtype for dtype in _DTYPES),
+        w.rank == 3, w.rank == 4, w.channels_in <= 4, bool(w.macs) and w.arguments == 3, "nearest" in w.target,
+        "bilinear" in w.target, "bicubic" in w.target, "_aa" in w.target, *(w.dtype == dtype for dtype in _DTYPES),
     )  # fmt: skip
 
 

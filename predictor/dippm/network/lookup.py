@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +51,10 @@ def key(text: str, case: Case) -> int:
 
 
 def build(
-    keys: Iterable[int], workspace_bytes: Sequence[int], kernel_us: Sequence[float], kernels: Sequence[int]
+    keys: npt.ArrayLike, workspace_bytes: npt.ArrayLike, kernel_us: npt.ArrayLike, kernels: npt.ArrayLike
 ) -> Table:
     """Table of measured rows: per key the largest workspace, the median kernel time, the most frequent kernel count."""
-    key_array = np.fromiter(keys, dtype=np.uint64)
+    key_array = np.asarray(keys, dtype=np.uint64)
     order = np.argsort(key_array, kind="stable")
     unique, starts = np.unique(key_array[order], return_index=True)
     workspaces = np.asarray(workspace_bytes, dtype=np.int64)[order]

@@ -32,6 +32,8 @@ class Schema:
     graph_columns: tuple[str, ...]
     graph_shrink: Mapping[str, float]
     """Share of each graph residual that is applied: what held-back families showed to be of use, 0 to 1."""
+    measured_kinds: tuple[str, ...]
+    """Kinds whose workspace was measured; the others' are taken from the rule of their kind."""
     gap_us: float
     """Device time between two kernels."""
     host_pass_us: float

@@ -53,6 +53,7 @@ class Workload:
     positions_out: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
+    padding: tuple[int, int]
     dilation: int
     groups: int
     last: int
@@ -63,6 +64,10 @@ class Workload:
     in_place: bool
     """An output shares an input's storage though the kind computes (an in-place call)."""
     transposed: bool
+    arguments: int
+    """Tensors given (a bias, a mask or more operands of a concatenation count)."""
+    target: str
+    """The framework's own name: it says what the kind does not (nearest or bicubic interpolation)."""
 
     @property
     def bytes_moved(self) -> int:
@@ -119,6 +124,7 @@ def _workload(graph: ModelGraph, operator: Operator) -> Workload:
         positions_out=position_out,
         kernel=_kernel(operator.kind, arguments, attributes),
         stride=_pair(attributes.get("stride"), 1),
+        padding=_pair(attributes.get("padding"), 0),
         dilation=max(_pair(attributes.get("dilation"), 1)),
         groups=_integer(attributes.get("groups"), 1),
         last=first.shape[-1] if first.shape else 1,
@@ -126,6 +132,8 @@ def _workload(graph: ModelGraph, operator: Operator) -> Workload:
         is_view=views,
         in_place=aliased and not views,
         transposed=operator.kind.endswith("_transpose"),
+        arguments=len(operator.inputs),
+        target=operator.target,
     )
 
 

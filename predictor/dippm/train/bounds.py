@@ -10,6 +10,7 @@ from typing import Any
 from dippm.network.calibration import known_bounds, unknown_bounds
 from dippm.network.compose import Composition
 from dippm.train.fit import Prepared
+from dippm.train.split import RANDOM
 
 BOUNDED = {"min_cap": "min_cap_bytes", "reserved": "reserved_bytes"}
 UNCALIBRATED_FACTOR = 1.25
@@ -19,7 +20,8 @@ UNCALIBRATED_FACTOR = 1.25
 def bounds_of(data: Prepared, unseen: Sequence[Composition], known: Sequence[Composition]) -> dict[str, dict[str, Any]]:
     """Bounds by target from compositions of every case: held back by architecture, and with all operators looked up.
 
-    A case whose target was not measured is left out of that target's scores.
+    Networks drawn at random are no family of anything that a user brings: they count among the known only. A case whose
+    target was not measured is left out of that target's scores.
     """
     out = {}
     for target, name in BOUNDED.items():
@@ -29,7 +31,8 @@ def bounds_of(data: Prepared, unseen: Sequence[Composition], known: Sequence[Com
             measured = getattr(case.labels, name)
             if not math.isfinite(measured) or measured <= 0:
                 continue
-            families[case.example.group].append(math.log(measured / getattr(far, name)))
+            if case.example.group != RANDOM:
+                families[case.example.group].append(math.log(measured / getattr(far, name)))
             known_scores.append(math.log(measured / getattr(near, name)))
         worst = max((s for group in families.values() for s in group), default=0.0)
         out[target] = {

@@ -20,6 +20,7 @@ from dippm.train.fit import (
     assemble,
     fit_costs,
     hold_back,
+    measured_kinds,
     residuals_of,
     shrink_of,
     statistics_of,
@@ -28,7 +29,7 @@ from dippm.train.fit import (
 )
 from dippm.train.graph_level import predict_graph_level, standardised_statics, train_graph_level
 from dippm.train.networks import load_network
-from dippm.train.split import FOLDS, folds
+from dippm.train.split import FOLDS, folds, split_keys
 from dippm.train.trainer import Scales, predict_operators
 
 Index = npt.NDArray[np.int64]
@@ -61,14 +62,15 @@ class CrossFit:
 
 def cross_fit(data: Prepared, work: Path, *, count: int = FOLDS, tick: Tick = lambda: None) -> CrossFit:
     """Steps 1 to 3 of `dippm.train.fit`, from the networks `without-K.pt` in `work`."""
-    fold_of = folds(data.corpus.groups.tolist(), count)
+    fold_of = folds(split_keys(data.corpus.groups.tolist(), data.corpus.architectures.tolist()), count)
     held: dict[int, HeldBack] = {}
     networks: list[tuple[PMGNS, Scales]] = []
     for fold in range(count):
         model, scales = load_network(work / f"without-{fold}.pt")
         networks.append((model, scales))
         seen, unseen = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        bundle = assemble(model, scales, table_of(data.corpus, seen), fit_costs(data, seen), data.device)
+        table, kinds = table_of(data.corpus, seen), measured_kinds(data.corpus, seen)
+        bundle = assemble(model, scales, table, fit_costs(data, seen), data.device, kinds)
         for h in hold_back(bundle, data, unseen, tick):
             held[h.index] = h
     ordered = tuple(held[g] for g in range(len(data.cases)))
@@ -91,7 +93,8 @@ def final_bundle(data: Prepared, work: Path, fit: CrossFit, described: Mapping[s
     pooled = predict_operators(model, data.corpus, scales, every)[1]
     model = train_graph_level(model, pooled, standardised_statics(data.corpus, scales), fit.measured)
     table, costs = table_of(data.corpus, every), fit_costs(data, every)
-    bundle = assemble(model, scales, table, costs, data.device)
+    kinds = measured_kinds(data.corpus, every)
+    bundle = assemble(model, scales, table, costs, data.device, kinds)
     known = hold_back(bundle, data, every)
     return assemble(
         model,
@@ -99,6 +102,7 @@ def final_bundle(data: Prepared, work: Path, fit: CrossFit, described: Mapping[s
         table,
         costs,
         data.device,
+        kinds,
         graph_shrink=fit.shrink(),
         bounds=bounds_of(data, list(predictions_of(data, fit)), [h.composed for h in known]),
         statistics=statistics_of(data.cases),

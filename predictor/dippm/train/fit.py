@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dippm.network import lookup
-from dippm.network.bundle import Bundle, Estimates
+from dippm.network.bundle import Bundle, Estimates, applied_residuals
 from dippm.network.compose import Composition, compose
 from dippm.network.costs import EnergyCost, HostCost, energy_terms, kind_counts
 from dippm.network.featurizer import featurize
@@ -32,6 +32,7 @@ from dippm.train.corpus import Corpus
 from dippm.train.costs import fit_energy, fit_gap_us, fit_host
 from dippm.train.labels import TARGETS, MeasuredCase
 from dippm.train.trainer import Scales
+from dippm.vocabulary import KINDS
 
 Index = npt.NDArray[np.int64]
 
@@ -85,14 +86,33 @@ def fit_costs(data: Prepared, of: Index) -> Costs:
 
 def table_of(corpus: Corpus, of: Index) -> lookup.Table:
     """Measured operators of some of the cases, by signature. Views are left out: they cost nothing."""
-    nodes = np.concatenate([np.arange(corpus.node_start[g], corpus.node_start[g + 1]) for g in of])
+    nodes = nodes_of(corpus, of)
     nodes = nodes[corpus.workspace_bytes[nodes] >= 0]
     return lookup.build(
-        corpus.keys[nodes].tolist(), corpus.workspace_bytes[nodes], corpus.kernel_us[nodes], corpus.kernels[nodes]
+        corpus.keys[nodes], corpus.workspace_bytes[nodes], corpus.kernel_us[nodes], corpus.kernels[nodes]
     )
 
 
-def assemble(model: PMGNS, scales: Scales, table: lookup.Table, costs: Costs, device: str, **described: Any) -> Bundle:
+def measured_kinds(corpus: Corpus, of: Index) -> tuple[str, ...]:
+    """Kinds of which some of the cases hold a measured workspace."""
+    nodes = nodes_of(corpus, of)
+    return tuple(KINDS[i] for i in np.unique(corpus.kinds[nodes[corpus.workspace_class[nodes] >= 0]]))
+
+
+def nodes_of(corpus: Corpus, of: Index) -> Index:
+    """Nodes of some of the cases."""
+    return np.concatenate([np.arange(corpus.node_start[g], corpus.node_start[g + 1]) for g in of])
+
+
+def assemble(
+    model: PMGNS,
+    scales: Scales,
+    table: lookup.Table,
+    costs: Costs,
+    device: str,
+    kinds: tuple[str, ...] = KINDS,
+    **described: Any,
+) -> Bundle:
     """A bundle without graph level and bounds, unless `described` brings them."""
     schema = Schema(
         device=device,
@@ -100,6 +120,7 @@ def assemble(model: PMGNS, scales: Scales, table: lookup.Table, costs: Costs, de
         operator_columns=OPERATOR_COLUMNS,
         graph_columns=GRAPH_COLUMNS,
         graph_shrink=described.pop("graph_shrink", {}),
+        measured_kinds=kinds,
         gap_us=costs.gap_us,
         host_pass_us=costs.host.pass_us,
         static_w=costs.energy.static_w,
@@ -172,8 +193,8 @@ def shrink_of(measured: npt.NDArray[np.float32], predicted: npt.NDArray[np.float
 
 def with_residuals(estimates: Estimates, predicted: npt.NDArray[np.float32], shrink: dict[str, float]) -> Estimates:
     """The estimates with another graph level's residuals."""
-    values = zip(GRAPH_COLUMNS, predicted, strict=True)
-    return replace(estimates, log_residuals={name: float(v) * shrink.get(name, 0.0) for name, v in values})
+    values = dict(zip(GRAPH_COLUMNS, predicted.tolist(), strict=True))
+    return replace(estimates, log_residuals=applied_residuals(values, shrink, estimates.known_share))
 
 
 def statistics_of(cases: Sequence[MeasuredCase]) -> dict[str, dict[str, float]]:

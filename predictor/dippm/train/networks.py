@@ -17,7 +17,7 @@ import torch
 
 from dippm.network.model import PMGNS, Hyperparameters
 from dippm.train.corpus import Corpus
-from dippm.train.split import FOLDS, folds
+from dippm.train.split import FOLDS, folds, split_keys
 from dippm.train.trainer import Scales, Settings, train
 
 Report = Callable[[str, int, Mapping[str, float]], None]
@@ -66,7 +66,7 @@ def run(
     report: Report | None = None,
 ) -> None:
     """Train the named networks that `work` does not hold yet; one that was stopped resumes at its last epoch."""
-    fold_of = folds(corpus.groups.tolist())
+    fold_of = folds(split_keys(corpus.groups.tolist(), corpus.architectures.tolist()))
     for name in names:
         target = work / f"{name}.pt"
         if target.exists():

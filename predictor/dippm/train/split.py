@@ -8,6 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 FOLDS = 5
+RANDOM = "random"
+"""Super-family of networks drawn at random: they have no relatives, so each is divided off by itself."""
+
+
+def split_keys(groups: Sequence[str], architectures: Sequence[str]) -> list[str]:
+    """What must stay on one side, by case: its super-family, or the network itself where it was drawn at random."""
+    return [a if g == RANDOM else g for g, a in zip(groups, architectures, strict=True)]
 
 
 def folds(groups: Sequence[str], count: int = FOLDS, seed: int = 0) -> npt.NDArray[np.int64]:

@@ -143,6 +143,8 @@ def train(
     `start` and its scales are the network to go on from (finetuning). `report` gets the epoch and its mean losses.
     """
     scales = scales or Scales.of(corpus, cases)
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
     torch.manual_seed(settings.seed)
     model = (start or PMGNS(hyper)).to(device)
     data = DeviceCorpus(corpus, scales, torch.device(device))

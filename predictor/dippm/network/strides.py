@@ -1,0 +1,139 @@
+"""Strides of every value, as PyTorch would have them: they decide which kernels copy before they compute.
+
+A permuted tensor makes `layer_norm` and `reshape` copy, a channels-last one spares a convolution its conversion. The
+graph holds shapes only, so strides are followed from operator to operator: views by their arithmetic, element-wise
+operators and pooling keep the order of dimensions that they are given, everything else puts out a contiguous tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dippm.graph import Attribute, ModelGraph, Operator
+from dippm.network.workload import CONVOLUTIONS
+
+Strides = tuple[int, ...]
+
+_KEEPING = frozenset({
+    "batch_norm", "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu", "sigmoid", "hardsigmoid",
+    "hardswish", "hardtanh", "tanh", "softplus", "mish", "dropout", "add", "subtract", "multiply", "divide", "power",
+    "maximum", "minimum", "addcmul", "exp", "log", "sqrt", "rsqrt", "abs", "neg", "sin", "cos", "erf", "clamp", "round",
+    "floor", "reciprocal", "square", "bitwise", "compare", "where", "masked_fill", "cast", "max_pool2d", "avg_pool2d",
+    "adaptive_avg_pool2d", "interpolate", "identity", "full", "roll", "concat",
+})  # fmt: skip
+"""Kinds whose result keeps the order of dimensions of their first operand of that rank."""
+
+
+def strides_of(graph: ModelGraph) -> list[Strides]:
+    """Strides (elements per dimension) of every value of the graph, by id."""
+    found = [contiguous(value.spec.shape) for value in graph.values]
+    for operator in graph.operators:
+        for position, output in enumerate(operator.outputs):
+            found[output] = _result(graph, operator, position, output, found)
+    return found
+
+
+def contiguous(shape: Sequence[int]) -> Strides:
+    """Strides of a dense tensor in the order of its dimensions."""
+    out, step = [], 1
+    for size in reversed(shape):
+        out.append(step)
+        step *= max(1, size)
+    return tuple(reversed(out))
+
+
+def is_contiguous(shape: Sequence[int], strides: Strides) -> bool:
+    """As PyTorch tells it: dimensions of size 1 do not count."""
+    return all(s == d or n == 1 for n, s, d in zip(shape, strides, contiguous(shape), strict=True))
+
+
+def is_channels_last(shape: Sequence[int], strides: Strides) -> bool:
+    """Whether a batch of pictures has its channels innermost (and more than one of them)."""
+    if len(shape) != 4 or shape[1] == 1:
+        return False
+    n, c, h, w = shape
+    wanted = (h * w * c, 1, w * c, c)
+    return all(s == d or size == 1 for size, s, d in zip((n, c, h, w), strides, wanted, strict=True))
+
+
+def _result(graph: ModelGraph, operator: Operator, position: int, output: int, found: list[Strides]) -> Strides:
+    shape = graph.values[output].spec.shape
+    plain = contiguous(shape)
+    operands = [i for i in operator.inputs if len(graph.values[i].spec.shape) == len(shape)]
+    if graph.values[output].alias_of is not None and operator.inputs:
+        source = operator.inputs[0]
+        given = graph.values[source].spec.shape
+        return view(operator.kind, operator.attributes, given, found[source], shape) or plain
+    if operator.kind in CONVOLUTIONS and operands:
+        last = is_channels_last(graph.values[operands[0]].spec.shape, found[operands[0]])
+        return in_order(shape, (0, 2, 3, 1)) if last and not position and len(shape) == 4 else plain
+    if operator.kind in _KEEPING and operands and shape:
+        same = [i for i in operands if graph.values[i].spec.shape == shape] or operands
+        first = found[same[0]]
+        return in_order(shape, sorted(range(len(shape)), key=lambda d: (-first[d], d))) if all(first) else plain
+    return plain
+
+
+def in_order(shape: Sequence[int], order: Sequence[int]) -> Strides:
+    """Dense strides with the dimensions laid out in an order, outermost first."""
+    out, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        out[dim] = step
+        step *= max(1, shape[dim])
+    return tuple(out)
+
+
+def view(
+    kind: str, named: Mapping[str, Attribute], given: Sequence[int], strides: Strides, shape: Sequence[int]
+) -> Strides | None:
+    """Strides of a view, None where this does not know them."""
+    rank = len(given)
+    if kind == "permute" and isinstance(dims := named.get("dims"), tuple) and len(dims) == rank:
+        return tuple(strides[d] for d in dims)
+    if kind == "transpose" and rank >= 2:
+        a, b = (_dim(named.get(n), rank, default) for n, default in (("dim0", -2), ("dim1", -1)))
+        swapped = list(strides)
+        swapped[a], swapped[b] = swapped[b], swapped[a]
+        return tuple(swapped)
+    if kind == "select" and rank == len(shape) + 1:
+        dim = _dim(named.get("dim"), rank, 0)
+        return strides[:dim] + strides[dim + 1 :]
+    if kind == "expand":
+        return _expanded(given, strides, shape)
+    if kind == "slice" and rank == len(shape):
+        step = named.get("step", 1)
+        dim = _dim(named.get("dim"), rank, 0)
+        return tuple(s * step if d == dim and isinstance(step, int) else s for d, s in enumerate(strides))
+    if rank == len(shape) and (tuple(given) == tuple(shape) or kind == "split"):
+        return strides
+    return _reshaped(given, strides, shape)
+
+
+def _dim(value: Attribute, rank: int, default: int) -> int:
+    dim = value if isinstance(value, int) else default
+    return dim % rank
+
+
+def _expanded(given: Sequence[int], strides: Strides, shape: Sequence[int]) -> Strides:
+    lead = len(shape) - len(given)
+    return tuple(0 if d < lead or given[d - lead] != size else strides[d - lead] for d, size in enumerate(shape))
+
+
+def _reshaped(given: Sequence[int], strides: Strides, shape: Sequence[int]) -> Strides | None:
+    """ATen's computeStride: runs of dimensions that lie densely are split anew; None where that is no view."""
+    out = [0] * len(shape)
+    place = len(shape) - 1
+    run, base = 1, strides[-1] if strides else 1
+    for dim in range(len(given) - 1, -1, -1):
+        run *= given[dim]
+        if dim == 0 or (given[dim - 1] != 1 and strides[dim - 1] != run * base):
+            filled = 1
+            while place >= 0 and (filled < run or shape[place] == 1):
+                out[place] = filled * base
+                filled *= shape[place]
+                place -= 1
+            if filled != run:
+                return None
+            if dim:
+                run, base = 1, strides[dim - 1]
+    return tuple(out) if place < 0 else None
