@@ -13,7 +13,7 @@ from dippm.profiles import Device, parse_profile, resolve_device
 from dippm_operator.resource import Allocation, InferenceJob, OnOutOfMemory, Repair, TargetReference
 from dippm_operator.webhook.owners import group_of
 
-FETCHED_SCHEMES = ("https", "http", "s3", "hf", "file")
+FETCHED_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", "file")
 """Schemes of `spec.model.uri` that this version's operator reads."""
 
 
