@@ -14,7 +14,7 @@ import pytest
 from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend import load_graph
-from dippm.frontend.child import Limits, _understood, load_graph_in_child
+from dippm.frontend.child import Limits, _converse, _kill, _understood, load_graph_in_child
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 
@@ -51,6 +51,18 @@ def test_a_crash_is_one_sentence(resnet50: Artifact) -> None:
         with pytest.raises(ParseLimitExceeded) as refused:
             _understood(b'{"graph": {"unfinished', status, resnet50, Limits())
         assert "\n" not in str(refused.value)
+
+
+def test_a_child_that_closes_its_end_and_stays_is_not_waited_for() -> None:
+    code = "import os, time; os.close(1); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            with pytest.raises(ParseLimitExceeded, match="wall clock"):
+                _converse(process, b"{}", Limits(wall_seconds=0.5))
+        finally:
+            _kill(process)
 
 
 def test_the_child_may_not_reach_out() -> None:

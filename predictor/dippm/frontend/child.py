@@ -102,7 +102,10 @@ def _converse(process: subprocess.Popen[bytes], request: bytes, limits: Limits) 
             break
         piece = os.read(descriptor, 1 << 20)
         if not piece:
-            process.wait(timeout=max(left, 0.1))
+            try:
+                process.wait(timeout=max(left, 0.1))
+            except subprocess.TimeoutExpired:
+                break  # it has closed its end and stays
             return bytes(answer)
         answer += piece
         if len(answer) > limits.result_bytes:
