@@ -21,7 +21,6 @@ import pytest
 
 from dippm_operator.controller.lease import Lease, LeaseLost
 from dippm_operator.kube import ApiClient, Connection
-from dippm_operator.predict import predictor_version
 from dippm_operator.resource.crd import custom_resource_definition
 
 if TYPE_CHECKING:
@@ -188,6 +187,33 @@ def condition(status: dict[str, Any], type_: str) -> tuple[str, str]:
 
 def is_ready(status: dict[str, Any]) -> bool:
     return condition(status, "Ready")[0] == "True"
+
+
+def test_real_model_is_predicted_and_its_job_made(
+    control_plane: ControlPlane, namespace: str, store: ModelStore, tmp_path: Path
+) -> None:
+    """The product as it is installed: `dippm-operator` fetches, parses in its child, predicts and makes the Job.
+
+    First in this file: the operator that the other tests share would take this job up as well.
+    """
+    control_plane.install_crd(custom_resource_definition())
+    store.files["/resnet50.onnx"] = (ROOT / "examples/models/resnet50.onnx").read_bytes()
+    options = ("--lease", "real", "--watch-namespace", namespace)
+    process = start_operator(control_plane, tmp_path, "dippm_operator.controller.main", *options)
+    try:
+        jobs = Jobs(control_plane, namespace, process)
+        jobs.create(manifest("resnet50", f"{store.url}/resnet50.onnx", device="A100-SXM4-40GB"))
+        status = jobs.wait("resnet50", is_ready, seconds=240)
+        assert status["model"]["format"] == "onnx"
+        assert status["model"]["graphDigest"].startswith("sha256:")
+        assert 98 <= status["prediction"]["requiredMiB"] <= status["prediction"]["requiredUpperMiB"], "weights: 98 MiB"
+        slices = {status["recommendation"]["resource"]: "1"}
+        pod = control_plane.get(f"{jobs.batch}/resnet50")["spec"]["template"]["spec"]
+        assert pod["containers"][0]["resources"] == {"limits": slices, "requests": slices}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    assert code == 0, (tmp_path / "operator.log").read_text()
 
 
 def test_status_fills_and_the_job_carries_the_slice(jobs: Jobs, store: ModelStore) -> None:
@@ -479,28 +505,3 @@ def test_replica_set_that_waits_for_the_prediction_is_asked_to_retry(jobs: Jobs,
             break
         assert time.monotonic() < deadline, touched
         time.sleep(0.1)
-
-
-@pytest.mark.skipif("+" not in predictor_version(), reason="the package holds no trained weights yet")
-def test_real_model_is_predicted_and_its_job_made(
-    control_plane: ControlPlane, namespace: str, store: ModelStore, tmp_path: Path
-) -> None:
-    """The product as it is installed: `dippm-operator` fetches, parses in its child, predicts and makes the Job."""
-    control_plane.install_crd(custom_resource_definition())
-    store.files["/resnet50.onnx"] = (ROOT / "examples/models/resnet50.onnx").read_bytes()
-    options = ("--lease", "real", "--watch-namespace", namespace)
-    process = start_operator(control_plane, tmp_path, "dippm_operator.controller.main", *options)
-    try:
-        jobs = Jobs(control_plane, namespace, process)
-        jobs.create(manifest("resnet50", f"{store.url}/resnet50.onnx", device="A100-SXM4-40GB"))
-        status = jobs.wait("resnet50", is_ready, seconds=240)
-        assert status["model"]["format"] == "onnx"
-        assert status["model"]["graphDigest"].startswith("sha256:")
-        assert 98 <= status["prediction"]["requiredMiB"] <= status["prediction"]["requiredUpperMiB"], "weights: 98 MiB"
-        slices = {status["recommendation"]["resource"]: "1"}
-        pod = control_plane.get(f"{jobs.batch}/resnet50")["spec"]["template"]["spec"]
-        assert pod["containers"][0]["resources"] == {"limits": slices, "requests": slices}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
-    assert code == 0, (tmp_path / "operator.log").read_text()

@@ -206,7 +206,7 @@ def admitted(control_plane, namespace, body):
             {"device": "A100-SXM4-40GB", "policy": {"allowedProfiles": ["1g.5gb", "9g.90gb"]}},
             "spec.policy.allowedProfiles: A100-SXM4-40GB has no MIG profile '9g.90gb'",
         ),
-        ({"model": {"uri": "s3://models/resnet50.onnx"}}, "spec.model.uri begins with s3:"),
+        ({"model": {"uri": "pvc://models/resnet50.onnx"}}, "spec.model.uri begins with pvc:"),
         ({"policy": {"onOutOfMemory": "Bump"}}, "spec.policy.onOutOfMemory: Bump is not served by this version yet"),
         ({"policy": {"repair": "Evict"}}, "spec.policy.repair: Evict is not served by this version yet"),
         (

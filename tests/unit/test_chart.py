@@ -302,6 +302,14 @@ def test_the_processes_listen_where_the_ports_say() -> None:
     }
 
 
+def test_whatever_the_failure_policy_a_job_that_names_a_secret_is_never_let_in_unchecked() -> None:
+    webhooks = find(objects(), "ValidatingWebhookConfiguration", "dippm")["webhooks"]
+    policies = {w["name"]: w["failurePolicy"] for w in webhooks}
+    assert policies == {"inferencejobs.dippm.dev": "Ignore", "secrets.inferencejobs.dippm.dev": "Fail"}
+    conditions = [c["expression"] for c in webhooks[1]["matchConditions"]]
+    assert conditions[0] == "has(object.spec.model.secretRef)", "a job without a Secret must not wait for the webhook"
+
+
 def test_a_review_is_answered_before_the_api_server_gives_up() -> None:
     from dippm_operator.webhook.settings import parse_settings
 

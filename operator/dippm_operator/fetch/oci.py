@@ -16,9 +16,10 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
-from dippm_operator.fetch.address import check_literal
+from dippm_operator.fetch.address import check_host
 from dippm_operator.fetch.credentials import Credentials, is_loopback
 from dippm_operator.fetch.hf import MODEL_SUFFIXES
 from dippm_operator.fetch.http import HttpSource, spoken
@@ -143,8 +144,9 @@ async def _token(
 async def _get(
     session: aiohttp.ClientSession, uri: str, url: str, headers: Mapping[str, str], limits: FetchLimits
 ) -> tuple[int, Mapping[str, str], bytes]:
-    check_literal(urlsplit(url).hostname or "", limits.blocked_networks)
-    async with session.get(url, headers=headers, allow_redirects=False) as response:
+    target = URL(url)
+    check_host(target.raw_host or "", limits.blocked_networks)
+    async with session.get(target, headers=headers, allow_redirects=False) as response:
         body = bytearray()
         async for piece in response.content.iter_any():
             body += piece
