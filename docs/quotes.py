@@ -1,9 +1,12 @@
-"""Console sessions that README quotes: each block that follows `<!-- quoted -->` is what its commands print.
+"""What README quotes of the commands' output.
+
+Each block that follows `<!-- quoted -->` is a console session; what stands between `<!-- printed by: COMMAND -->` and
+`<!-- end -->` is what that command prints, as Markdown.
 
     python docs/quotes.py            # run the commands again and write what they print
     python docs/quotes.py --check    # exit 1 where they print something else
 
-A block is `$ command` lines with their output below. Commands run in the repository, with this interpreter's scripts
+A session is `$ command` lines with their output below. Commands run in the repository, with this interpreter's scripts
 first on the PATH. Text must be the same; numbers may differ by 2 % (a prediction's last digits depend on the machine),
 and a line that is only a time (`0.31 s`) may differ as it likes.
 """
@@ -21,6 +24,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ("README.md",)
 BLOCK = re.compile(r"(<!-- quoted -->\n```[a-z]*\n)(.*?)(?=```)", re.DOTALL)
+PRINTED = re.compile(r"(<!-- printed by: (.*?) -->\n\n)(.*?\n)(?=<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w]|\.\d)")
 ONLY_A_TIME = re.compile(r"[\d.,]+ m?s")
 TOLERANCE = 0.02
@@ -89,7 +93,11 @@ def written_anew(page: str) -> str:
             parts.append(f"$ {quote.command}\n{kept}\n")
         return match[1] + "\n".join(parts)
 
-    return BLOCK.sub(block, page)
+    def printed(match: re.Match[str]) -> str:
+        text = run(match[2])
+        return match[1] + (match[3] if same(match[3], text) else text)
+
+    return PRINTED.sub(printed, BLOCK.sub(block, page))
 
 
 def main() -> int:

@@ -44,12 +44,16 @@ def helm(control_plane: Any, namespace: str) -> Iterator[helm_python.Config]:
 
 
 def adopt_crd(control_plane: Any, namespace: str) -> None:
-    """Helm takes over only what says that it belongs to the release; other tests' CRD is still there."""
+    """Helm takes over only what says that it belongs to the release, and changes only fields that are its own.
+
+    Other tests' CRD is still there, applied by them.
+    """
     found = control_plane.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]
-    if CRD.rsplit("/", 1)[1] in [crd["metadata"]["name"] for crd in found]:
+    for metadata in [crd["metadata"] for crd in found if crd["metadata"]["name"] == CRD.rsplit("/", 1)[1]]:
         owner = {"meta.helm.sh/release-name": RELEASE, "meta.helm.sh/release-namespace": namespace}
         labels = {"app.kubernetes.io/managed-by": "Helm"}
-        control_plane.patch(CRD, {"metadata": {"annotations": owner, "labels": labels}})
+        fields = [entry for entry in metadata["managedFields"] if entry["manager"] != "tests"]
+        control_plane.patch(CRD, {"metadata": {"annotations": owner, "labels": labels, "managedFields": fields}})
 
 
 def allowed(control_plane: Any, account: str, verb: str, resource: str, namespace: str, name: str = "") -> bool:

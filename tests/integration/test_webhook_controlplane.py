@@ -166,7 +166,7 @@ def test_a_secret_may_only_be_named_by_whoever_may_read_it(control_plane, namesp
     model = {"uri": "https://models.example/m.onnx", "secretRef": {"name": "models-reader"}}
 
     async def create(name: str) -> None:
-        async with ApiClient(Connection.from_kubeconfig(kubeconfig)) as api:
+        async with ApiClient(await Connection.from_kubeconfig(kubeconfig)) as api:
             await api.create(jobs(namespace), inference_job(name, model=model))
 
     with pytest.raises(ApiFailure, match=f"{namespace}:tenant may not read Secret models-reader") as refused:
@@ -206,7 +206,7 @@ def admitted(control_plane, namespace, body):
             {"device": "A100-SXM4-40GB", "policy": {"allowedProfiles": ["1g.5gb", "9g.90gb"]}},
             "spec.policy.allowedProfiles: A100-SXM4-40GB has no MIG profile '9g.90gb'",
         ),
-        ({"model": {"uri": "s3://models/resnet50.onnx"}}, "spec.model.uri begins with s3:"),
+        ({"model": {"uri": "pvc://models/resnet50.onnx"}}, "spec.model.uri begins with pvc:"),
         ({"policy": {"onOutOfMemory": "Bump"}}, "spec.policy.onOutOfMemory: Bump is not served by this version yet"),
         ({"policy": {"repair": "Evict"}}, "spec.policy.repair: Evict is not served by this version yet"),
         (

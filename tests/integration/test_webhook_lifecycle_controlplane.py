@@ -52,3 +52,16 @@ def test_pods_come_up_unsized_while_the_webhook_is_down(control_plane, namespace
     assert SIZING_ANNOTATION not in made["metadata"].get("annotations", {})
     webhook.start()
     sized_soon(control_plane, namespace, "resnet50")
+
+
+def test_a_job_with_a_secret_waits_for_the_webhook_and_one_without_does_not(control_plane, namespace, webhook):
+    model = {"uri": "https://models.example/m.onnx", "secretRef": {"name": "models-reader"}}
+    made = control_plane.create(jobs(namespace), inference_job("before", model=model))
+    webhook.stop()
+    control_plane.create(jobs(namespace), inference_job("open"))
+    with pytest.raises(Exception, match=r"secrets\.inferencejobs\.dippm\.dev") as refused:
+        control_plane.create(jobs(namespace), inference_job("secret", model=model))
+    assert refused.value.code == 500
+    # What names the same Secret for the same model as before is no new use of it.
+    place = f"{jobs(namespace)}/{made['metadata']['name']}"
+    assert control_plane.patch(place, {"metadata": {"labels": {"team": "vision"}}})["metadata"]["labels"]

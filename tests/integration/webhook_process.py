@@ -117,7 +117,7 @@ class Webhook:
         """What the operator does on its timer, under its own account, with these settings changed."""
 
         async def once() -> CertificateReport:
-            async with ApiClient(Connection.from_kubeconfig(self.account("operator"))) as api:
+            async with ApiClient(await Connection.from_kubeconfig(self.account("operator"))) as api:
                 return await ensure_certificates(api, replace(self.settings, **changed))
 
         return asyncio.run(once())

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from tests.chart import CHART, NAMESPACE, REPOSITORY, container, find, objects, of_kind, templates
 
+from dippm.frontend.child import Limits
+
 CERT_MANAGER = {"certificates": {"provider": "cert-manager"}}
 EVERYTHING: dict[str, Any] = {
     "operator": {
@@ -302,6 +304,14 @@ def test_the_processes_listen_where_the_ports_say() -> None:
     }
 
 
+def test_whatever_the_failure_policy_a_job_that_names_a_secret_is_never_let_in_unchecked() -> None:
+    webhooks = find(objects(), "ValidatingWebhookConfiguration", "dippm")["webhooks"]
+    policies = {w["name"]: w["failurePolicy"] for w in webhooks}
+    assert policies == {"inferencejobs.dippm.dev": "Ignore", "secrets.inferencejobs.dippm.dev": "Fail"}
+    conditions = [c["expression"] for c in webhooks[1]["matchConditions"]]
+    assert conditions[0] == "has(object.spec.model.secretRef)", "a job without a Secret must not wait for the webhook"
+
+
 def test_a_review_is_answered_before_the_api_server_gives_up() -> None:
     from dippm_operator.webhook.settings import parse_settings
 
@@ -309,6 +319,13 @@ def test_a_review_is_answered_before_the_api_server_gives_up() -> None:
     budget = parse_settings(container(release, "webhook")["args"]).budget_seconds
     for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
         assert all(budget < webhook["timeoutSeconds"] for webhook in find(release, kind, "dippm")["webhooks"])
+
+
+def test_a_parser_that_takes_all_it_may_does_not_end_the_operator_with_it() -> None:
+    """A container that reaches its limit ends as a whole; beside the child run operator and predictor."""
+    limit = container(objects(), "operator")["resources"]["limits"]["memory"]
+    beside_gib = 1.5
+    assert int(limit.removesuffix("Gi")) >= Limits().address_space_bytes / 2**30 + beside_gib
 
 
 def test_the_webhook_drains_before_kubelet_kills_it() -> None:

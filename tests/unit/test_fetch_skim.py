@@ -164,6 +164,17 @@ async def test_digest_forces_the_whole_read_and_is_verified(store: Store, fetche
             pass
 
 
+async def test_archive_with_a_digest_is_verified_whole(store: Store, fetcher: Fetcher, tmp_path: Path) -> None:
+    module, x = small_module()
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(module, (x,)), path)
+    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    async with fetcher.open(store.url("model.pt2"), digest=digest) as artifact:
+        assert artifact.content_digest == digest
+        assert on_disk(artifact.path) < 150_000
+        assert load_graph(open_artifact(artifact.path), batch=2) == load_graph(open_artifact(path), batch=2)
+
+
 async def test_large_archive_without_ranges_passes_twice(
     tmp_path: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import onnx
 import pytest
 
 from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend import load_graph
 from dippm.frontend.child import Limits, _understood, load_graph_in_child
+from dippm.frontend.pool import PARENT
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 
@@ -22,6 +26,62 @@ MODELS = Path(__file__).parents[2] / "examples" / "models"
 @pytest.fixture(scope="module")
 def resnet50() -> Artifact:
     return open_artifact(MODELS / "resnet50.onnx")
+
+
+@pytest.fixture(scope="module")
+def long_chain(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Thirty thousand operators: seconds of parsing."""
+    path, count = tmp_path_factory.mktemp("chain") / "chain.onnx", 30_000
+    nodes = [onnx.helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"]) for i in range(count)]
+    ends = [onnx.helper.make_tensor_value_info(f"t{i}", onnx.TensorProto.FLOAT, ["n", 8]) for i in (0, count)]
+    graph = onnx.helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    return open_artifact(path)
+
+
+def children() -> list[int]:
+    """Process ids of the children that parse right now."""
+    assert PARENT._process is not None
+    pid = PARENT._process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_the_preloaded_process_has_one_thread_and_no_leftovers(resnet50: Artifact) -> None:
+    """With threads it would not be safe to fork."""
+    load_graph_in_child(resnet50, batch=1)
+    assert PARENT._process is not None
+    pid = PARENT._process.pid
+    before = sorted(os.listdir(f"/proc/{pid}/fd"))
+    load_graph_in_child(resnet50, batch=2)
+    assert len(os.listdir(f"/proc/{pid}/task")) == 1
+    assert sorted(os.listdir(f"/proc/{pid}/fd")) == before
+    assert children() == []
+
+
+def test_who_waits_no_longer_has_the_child_killed(resnet50: Artifact, long_chain: Artifact) -> None:
+    load_graph_in_child(resnet50, batch=1)
+    with pytest.raises(ParseLimitExceeded, match="wall clock"):
+        load_graph_in_child(long_chain, batch=1, limits=dataclasses.replace(Limits(), wall_seconds=0.2))
+    deadline = time.monotonic() + 5
+    while children():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_files_are_parsed_side_by_side(resnet50: Artifact) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        graphs = list(threads.map(lambda batch: load_graph_in_child(resnet50, batch=batch), range(1, 9)))
+    assert [graph.batch for graph in graphs] == list(range(1, 9))
+
+
+def test_a_preloaded_process_that_died_is_started_again(resnet50: Artifact) -> None:
+    load_graph_in_child(resnet50, batch=1)
+    assert PARENT._process is not None
+    died = PARENT._process.pid
+    PARENT._process.kill()
+    PARENT._process.wait()
+    assert load_graph_in_child(resnet50, batch=3) == load_graph(resnet50, batch=3)
+    assert PARENT._process.pid != died
 
 
 def test_the_child_gives_the_same_graph(resnet50: Artifact) -> None:
@@ -41,9 +101,9 @@ def test_errors_cross_as_they_are(tmp_path: Path, resnet50: Artifact) -> None:
     ("limit", "value", "says"),
     [("address_space_bytes", 1 << 30, "memory"), ("cpu_seconds", 1, "CPU time"), ("wall_seconds", 0.3, "wall clock")],
 )
-def test_each_limit_says_which_it_was(resnet50: Artifact, limit: str, value: float, says: str) -> None:
+def test_each_limit_says_which_it_was(long_chain: Artifact, limit: str, value: float, says: str) -> None:
     with pytest.raises(ParseLimitExceeded, match=says):
-        load_graph_in_child(resnet50, batch=1, limits=dataclasses.replace(Limits(), **{limit: value}))
+        load_graph_in_child(long_chain, batch=1, limits=dataclasses.replace(Limits(), **{limit: value}))
 
 
 def test_a_crash_is_one_sentence(resnet50: Artifact) -> None:

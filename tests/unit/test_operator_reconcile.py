@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import kmock as kmock_library
 import pytest
+from kubernetes.aio.client.configuration import Configuration
 from tests.operator_api import ApiStandIn
 from tests.operator_predictions import prediction_of
 
@@ -29,7 +29,6 @@ from dippm_operator.controller.state import ClusterState, Key
 from dippm_operator.controller.workload import Workloads
 from dippm_operator.fetch import ArtifactCache, Fetcher, FetchLimits
 from dippm_operator.kube import ApiClient, ApiFailure, Connection
-from dippm_operator.kube.connection import Token
 from dippm_operator.predict import Question
 
 KEY: Key = ("vision", "web")
@@ -54,8 +53,8 @@ class World:
         self.state = ClusterState()
         self.metrics = Metrics()
         self.fetcher = Fetcher(ArtifactCache(folder / "cache", 1), FetchLimits(file_roots=(folder,)))
-        token = Token(fixed="t")
-        self.api = ApiClient(Connection(str(server.url).rstrip("/"), ssl.create_default_context(), token))
+        configuration = Configuration(host=str(server.url).rstrip("/"), api_key={"BearerToken": "Bearer t"})
+        self.api = ApiClient(Connection(configuration))
         for resource in (JOBS, INFERENCE_JOBS, EVENTS):
             server.resources[resource] = {}
         self.restart()

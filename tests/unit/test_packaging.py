@@ -104,6 +104,12 @@ def test_one_version_everywhere() -> None:
     assert project()["project"]["version"] == VERSION == chart["appVersion"]
 
 
+def test_the_wheel_carries_weights_and_catalogue(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert any(name.endswith(".safetensors") for name in names)
+    assert "dippm/catalogue/mig_profiles.yaml" in names
+
+
 def test_each_command_resolves_to_a_callable() -> None:
     for target in project()["project"]["scripts"].values():
         module, name = target.split(":")

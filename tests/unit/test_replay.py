@@ -74,6 +74,21 @@ def test_recorded_events_outrank_the_workspace() -> None:
     assert found.allocated_bytes == (4 + 6 + 16 + 32 + 8) * MIB
 
 
+def test_copies_of_operands_come_before_the_output_and_what_else_is_needed_after_it() -> None:
+    graph = chain(16, kind="batch_matmul")
+    lives = lifetimes(graph, Runtime.GRAPH)
+
+    def allocations(kind: str, workspace: int) -> list[int]:
+        renamed = replace(graph, operators=(replace(graph.operators[0], kind=kind),))
+        return [size // MIB for _, size in program(renamed, lives, (workspace,)).steps if size]
+
+    assert allocations("batch_matmul", 10 * MIB) == [4, 6, 16]
+    assert allocations("batch_matmul", 6 * MIB) == [6, 16]
+    assert allocations("layer_norm", 5 * MIB) == [4, 16, 1]
+    assert allocations("layer_norm", MIB) == [16, 1]
+    assert allocations("conv2d", 10 * MIB) == [16, 10]
+
+
 def test_a_cap_below_the_reserved_peak_can_be_enough() -> None:
     """16 MiB are cached when 40 are asked for. Under a cap of 70 they go back, once; the next pass cuts its 16 MiB from
     the cached 40, which are whole again when they are needed. Under a cap of 50 the 40 do not fit beside the 20."""

@@ -165,6 +165,25 @@ async def test_an_authorizer_that_does_not_answer_is_no_permission() -> None:
     assert (refused["allowed"], refused["status"]["code"]) == (False, 503)
 
 
+@pytest.mark.parametrize("fault", [RuntimeError("boom"), ApiFailure(500, "etcd is away"), None])
+async def test_a_fault_does_not_let_a_job_in_that_names_a_secret(fault: Exception | None) -> None:
+    async def answerer(_: Review) -> Answer:
+        if fault is not None:
+            raise fault
+        await asyncio.sleep(10)
+        return Answer()
+
+    async def allowed(body: dict[str, Any]) -> bool:
+        review = json.dumps(review_of(body, "InferenceJob")).encode()
+        encoded = await admit(review, answerer, endpoint="validate", budget_seconds=0.05, metrics=Metrics())
+        return bool(json.loads(encoded)["response"]["allowed"])
+
+    without = job_with_secret()
+    del without["spec"]["model"]["secretRef"]
+    assert not await allowed(job_with_secret())
+    assert await allowed(without)
+
+
 async def test_the_secret_is_checked_again_when_it_would_go_somewhere_else() -> None:
     """Keeping the Secret but changing the host that it is sent to needs the permission as well."""
     old = job_with_secret()

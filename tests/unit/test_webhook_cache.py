@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from kubernetes.aio.client.configuration import Configuration
 
 from dippm.errors import ManifestError
 from dippm_operator.kube.api import ApiClient
-from dippm_operator.kube.connection import Connection, Token
+from dippm_operator.kube.connection import Connection
 from dippm_operator.webhook import cache as cache_module
 from dippm_operator.webhook.cache import JobCache
 
@@ -105,7 +106,7 @@ async def cache(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     monkeypatch.setattr(cache_module, "FIRST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(cache_module, "LONGEST_BACKOFF_SECONDS", 0.05)
     async with TestServer(server.application()) as running:
-        connection = Connection(server=str(running.make_url("")).rstrip("/"), tls=True, token=Token())  # type: ignore[arg-type]
+        connection = Connection(Configuration(host=str(running.make_url("")).rstrip("/")))
         async with ApiClient(connection) as api:
             yield JobCache(api)
             server.events.put_nowait(None)
@@ -154,10 +155,11 @@ async def test_events_change_what_is_known_and_a_request_asks_nobody(server: Api
     await until(lambda: len(running) == 0)
 
 
-async def test_an_object_above_64_kib_is_read(server: ApiServer, running: JobCache) -> None:
+async def test_an_object_as_large_as_etcd_takes_it_is_read(server: ApiServer, running: JobCache) -> None:
+    """Twice the 1.5 MiB that one request to etcd may have by default."""
     await running.wait_synced()
     big = job("big", 2)
-    big["metadata"]["annotations"] = {"note": "x" * 300_000}
+    big["metadata"]["annotations"] = {"note": "x" * 3_000_000}
     server.tell("ADDED", big)
     await until(lambda: len(running) == 1)
 

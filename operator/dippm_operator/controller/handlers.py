@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,18 +10,22 @@ import kopf
 from dippm_operator.controller.queue import WorkQueue
 from dippm_operator.controller.resolve import Resolver
 from dippm_operator.controller.state import DELETED, ClusterState, Key
+from dippm_operator.kube import Connection
 from dippm_operator.resource.names import GROUP, JOB_LABEL, PLURAL, VERSION
 
 
-def register(registry: kopf.OperatorRegistry, state: ClusterState, queue: WorkQueue[Key], resolver: Resolver) -> None:
+def register(
+    registry: kopf.OperatorRegistry,
+    state: ClusterState,
+    queue: WorkQueue[Key],
+    resolver: Resolver,
+    connection: Connection,
+) -> None:
     """Register all handlers in a registry of their own."""
 
     @kopf.on.login(registry=registry, retries=3)
-    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        # As dippm_operator.kube has it: a kubeconfig that was named, else the pod's service account.
-        if os.environ.get("KUBECONFIG"):
-            return kopf.login_with_kubeconfig(**kwargs)
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await login_as(connection)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def inference_job(event: Mapping[str, Any], **_: Any) -> None:
@@ -48,6 +51,26 @@ def register(registry: kopf.OperatorRegistry, state: ClusterState, queue: WorkQu
         if state.see_node(event["type"], event["object"]):
             for key in state.inference_jobs:
                 queue.add(key)
+
+
+async def login_as(connection: Connection) -> kopf.ConnectionInfo:
+    """The identity of our own calls for kopf's client; kopf asks at the start, and again when the server says 401.
+
+    (kopf's `login_via_client` reads the default kubeconfig only, and with the half of the library that blocks.)
+    """
+    await connection.load(connection.configuration)
+    found = connection.configuration
+    scheme, _, token = (await connection.authorization() or "").partition(" ")
+    return kopf.ConnectionInfo(
+        server=found.host,
+        ca_path=found.ssl_ca_cert,
+        insecure=not found.verify_ssl,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=found.cert_file,
+        private_key_path=found.key_file,
+        proxy_url=found.proxy,
+    )
 
 
 def kopf_settings() -> kopf.OperatorSettings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -31,8 +30,6 @@ def main(arguments: Sequence[str] | None = None, *, predictor: Predictor = ask) 
     )
     if settings.log_level != "debug":
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # two lines for every change of every node
-    if settings.kubeconfig:
-        os.environ["KUBECONFIG"] = settings.kubeconfig  # where kopf's own login looks
     worker = PredictionWorker(predictor, limit_seconds=settings.prediction_seconds)
     try:
         asyncio.run(run(settings, worker))

@@ -43,7 +43,8 @@ async def run(settings: Settings, predictor: AsyncPredictor) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with ApiClient(Connection.from_environment(settings.kubeconfig)) as api, health:
+    connection = await Connection.from_environment(settings.kubeconfig)
+    async with ApiClient(connection) as api, health:
         lease = Lease(api, namespace=settings.namespace, name=settings.lease, identity=settings.identity)
         health.ready = lambda: True  # waiting for the Lease is all that a second one has to do
         await _first(lease.acquire(), stop.wait())
@@ -51,7 +52,7 @@ async def run(settings: Settings, predictor: AsyncPredictor) -> None:
             return
         metrics.leading.set(1)
         try:
-            await _lead(settings, api, lease, state, metrics, heartbeat, predictor, stop)
+            await _lead(settings, connection, api, lease, state, metrics, heartbeat, predictor, stop)
         finally:
             metrics.leading.set(0)
             await lease.release()
@@ -59,6 +60,7 @@ async def run(settings: Settings, predictor: AsyncPredictor) -> None:
 
 async def _lead(
     settings: Settings,
+    connection: Connection,
     api: ApiClient,
     lease: Lease,
     state: ClusterState,
@@ -82,7 +84,7 @@ async def _lead(
     )
     await _see_nodes(api, state)
     registry = kopf.OperatorRegistry()
-    register(registry, state, queue, resolver)
+    register(registry, state, queue, resolver, connection)
     watching = kopf.operator(
         registry=registry,
         settings=kopf_settings(),

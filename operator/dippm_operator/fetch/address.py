@@ -24,12 +24,19 @@ def is_blocked(address: str, networks: Sequence[Network]) -> bool:
     return any(ip.version == network.version and ip in network for network in networks)
 
 
-def check_literal(host: str, networks: Sequence[Network]) -> None:
-    """Raise AddressBlocked if the host is itself a blocked address (aiohttp does not resolve literal addresses)."""
+def check_host(host: str, networks: Sequence[Network]) -> None:
+    """Raise AddressBlocked if the host is itself a blocked address (aiohttp does not resolve literal addresses).
+
+    `host` is the one that is connected to, as yarl encodes it and not as it was written: digits in circles and full
+    width become an address there. What only looks like an address (`127.1`, `2130706433`) is one to getaddrinfo, which
+    no resolver of ours would see, so it is refused too.
+    """
     try:
         blocked = is_blocked(host, networks)
     except ValueError:
-        return  # a name: the resolver sees to it
+        if host.isascii() and not host.replace(".", "").isdigit() and ":" not in host:
+            return  # a name: the resolver sees to it
+        raise AddressBlocked(f"{host} is neither a name nor a whole address") from None
     if blocked:
         raise AddressBlocked(f"{host} is an address that models are not fetched from")
 

@@ -139,12 +139,13 @@ def _age(path: Path) -> int:
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            stat = path.lstat()
-        except OSError:
-            continue  # another process has just deleted it
-        total += min(stat.st_blocks * 512, stat.st_size) if path.is_file() else 0
+    for inside, _, names in os.walk(folder):  # what another process deletes meanwhile is left out
+        for name in names:
+            try:
+                stat = os.lstat(os.path.join(inside, name))
+            except OSError:
+                continue  # deleted meanwhile
+            total += min(stat.st_blocks * 512, stat.st_size)
     return total
 
 
@@ -193,7 +194,12 @@ def _delete(path: Path) -> bool:
     lock = _locked(path, fcntl.LOCK_EX)
     if lock is None:
         return False
-    shutil.rmtree(path, ignore_errors=True)
+    gone = path.with_name(f"gone-{path.name}-{os.getpid()}")
+    try:
+        path.rename(gone)  # at once, so that nobody opens a half of it
+    except OSError:
+        gone = path  # another process did
+    shutil.rmtree(gone, ignore_errors=True)
     os.close(lock)
     return True
 

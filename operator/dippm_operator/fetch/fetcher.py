@@ -16,16 +16,18 @@ import aiohttp
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.cache import ArtifactCache, Entry
 from dippm_operator.fetch.credentials import Credentials, http_headers
+from dippm_operator.fetch.gs import gs_token, gs_url
 from dippm_operator.fetch.hf import headers_for, list_files, only_model, parse_hf, url_of
 from dippm_operator.fetch.http import HttpSource, client, shown
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.local import check_digest, fetch_file
+from dippm_operator.fetch.oci import oci_source
 from dippm_operator.fetch.result import Fetched
 from dippm_operator.fetch.s3 import s3_request
 from dippm_operator.fetch.source import Source
 from dippm_operator.fetch.take import take
 
-LATER = frozenset({"gs", "oci", "pvc"})
+LATER = frozenset({"pvc"})
 """Schemes of the resource that this version has no client for yet."""
 
 
@@ -61,11 +63,11 @@ class Fetcher:
         if scheme in LATER:
             raise ArtifactUnreachable(
                 f"{uri}: {scheme}:// comes in a later version; "
-                "this one fetches https://, http://, s3://, hf:// and file: URIs."
+                "this one fetches https://, http://, s3://, gs://, hf://, oci:// and file: URIs."
             )
-        if scheme not in ("http", "https", "s3", "hf"):
+        if scheme not in ("http", "https", "s3", "gs", "hf", "oci"):
             raise ArtifactUnreachable(
-                f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, s3://, hf:// or file:."
+                f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, s3://, gs://, hf://, oci:// or file:."
             )
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
@@ -77,25 +79,35 @@ class Fetcher:
         try:
             if digest is not None:
                 check_digest(shown(uri), entry.content_digest, digest)
-            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, entry.content_digest)
+            told = entry.content_digest or entry.look.content_digest
+            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, told)
         finally:
             await asyncio.to_thread(self._cache.release, entry)
 
     async def _source(self, uri: str, scheme: str, credentials: Credentials | None) -> Source:
         if self._session is None:
             self._session = client(self._limits)
-        name = shown(uri)
+        name, no_headers = shown(uri), dict[str, str]()
         if scheme == "s3":
             url, sign = s3_request(uri, credentials)
-            return HttpSource(self._session, url, self._limits, name=name, sign=sign)
+            return HttpSource(self._session, url, self._limits, name=name, sign=sign, exact=True)
+        if scheme == "gs":
+            url, headers = gs_url(uri, self._limits.cloud_storage), no_headers
+            if credentials is not None:
+                endpoint, tokens = self._limits.cloud_storage, self._limits.google_tokens
+                token = await gs_token(self._session, credentials, endpoint=endpoint, token_url=tokens)
+                headers = {"Authorization": f"Bearer {token}"}
+            return HttpSource(self._session, url, self._limits, name=name, headers=headers, exact=True)
         if scheme == "hf":
-            headers = headers_for(credentials, urlsplit(self._limits.hub).hostname or "")
+            token_headers = headers_for(credentials, urlsplit(self._limits.hub).hostname or "")
             file = parse_hf(uri)
             if not file.path:
-                paths = await list_files(self._session, self._limits.hub, file, headers, self._limits)
+                paths = await list_files(self._session, self._limits.hub, file, token_headers, self._limits)
                 file = replace(file, path=only_model(uri, paths))
             url = url_of(self._limits.hub, file)
-            return HttpSource(self._session, url, self._limits, name=name, headers=headers)
+            return HttpSource(self._session, url, self._limits, name=name, headers=token_headers)
+        if scheme == "oci":
+            return await oci_source(self._session, uri, credentials, self._limits)
         if credentials is not None:
             return HttpSource(self._session, uri, self._limits, headers=http_headers(uri, credentials))
         return HttpSource(self._session, uri, self._limits)
@@ -118,7 +130,7 @@ class Fetcher:
         name = (PurePosixPath(unquote(urlsplit(uri).path)).name or "model")[-100:]
         try:
             taken = await take(source, look, folder / "model" / name, self._limits, whole=whole)
-            digest = taken.content_digest or look.content_digest
+            digest = taken.content_digest
             kept = await asyncio.to_thread(self._cache.put, uri, folder, look, digest, (taken.file,), is_folder=False)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # nothing half-read stays, whatever stopped it

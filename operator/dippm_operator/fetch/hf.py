@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import aiohttp
+from yarl import URL
 
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
-from dippm_operator.fetch.address import check_literal
+from dippm_operator.fetch.address import check_host
 from dippm_operator.fetch.credentials import Credentials
 from dippm_operator.fetch.http import spoken
 from dippm_operator.fetch.limits import FetchLimits
@@ -79,7 +80,7 @@ async def list_files(
     url = f"{endpoint}/api/models/{file.repository}/tree/{quote(file.revision, safe='')}?recursive=true"
     name = f"hf://{file.repository}"
     with spoken(name):
-        check_literal(urlsplit(url).hostname or "", limits.blocked_networks)
+        check_host(URL(url).raw_host or "", limits.blocked_networks)
         async with session.get(url, headers=dict(headers), allow_redirects=False) as response:
             if response.status != 200:
                 raise ArtifactUnreachable(

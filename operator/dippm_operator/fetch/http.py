@@ -11,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from dippm.errors import ArtifactUnreachable
-from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, check_literal
+from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, check_host
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.source import Look
 
@@ -31,7 +31,11 @@ def client(limits: FetchLimits) -> aiohttp.ClientSession:
     )
     connector = aiohttp.TCPConnector(resolver=FilteringResolver(limits.blocked_networks), limit=16)
     return aiohttp.ClientSession(
-        timeout=timeout, connector=connector, auto_decompress=False, headers={"Accept-Encoding": "identity"}
+        timeout=timeout,
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),  # a session that one tenant's Secret opened is not the next one's
+        auto_decompress=False,
+        headers={"Accept-Encoding": "identity"},
     )
 
 
@@ -58,11 +62,15 @@ def spoken(name: str) -> Iterator[None]:
 
 
 class HttpSource:
-    """A URL. `headers` go to the host that it names and to no other, whatever redirects say."""
+    """A URL. `headers` go to the host that it names and to no other, whatever redirects say.
+
+    `exact`: the URL is quoted as it is to be sent (a signature is of that; an object's name has %2F in it).
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, limits: FetchLimits, *, name: str = "",
         headers: Mapping[str, str] | None = None, sign: Signer | None = None,
+        exact: bool = False,
     ) -> None:  # fmt: skip
         self.name = name or shown(url)
         self.received_bytes = 0
@@ -71,6 +79,9 @@ class HttpSource:
         self._limits = limits
         self._headers = dict(headers or {})
         self._sign = sign
+        self._hop = (url, self._headers)
+        """Where redirects led, and the headers that may be sent there: the other parts are read from there at once."""
+        self._exact = exact
         self._look = Look()
         self._head = b""
         self._whole: aiohttp.ClientResponse | None = None
@@ -147,18 +158,21 @@ class HttpSource:
 
     @asynccontextmanager
     async def _get(self, conditions: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        url, headers = self._url, {**self._headers, **conditions}
+        url, own = self._hop
+        headers = {**own, **conditions}
         for _ in range(self._limits.max_redirects + 1):
-            check_literal(urlsplit(url).hostname or "", self._limits.blocked_networks)
+            exact = URL(url, encoded=self._exact and url == self._url)
+            check_host(exact.raw_host or "", self._limits.blocked_networks)
             sent = headers if self._sign is None or url != self._url else self._sign(url, headers)
-            exact = URL(url, encoded=self._sign is not None)
             async with self._session.get(exact, headers=sent, allow_redirects=False) as response:
                 if response.status in _REDIRECTS and (location := response.headers.get("Location")):
                     target = _next_hop(self.name, url, location)
                     if urlsplit(target)[:2] != urlsplit(url)[:2]:
-                        headers = dict(conditions)
+                        own, headers = {}, dict(conditions)
                     url = target
                     continue
+                if response.status in (200, 206):
+                    self._hop = (url, own)
                 yield response
                 return
         raise ArtifactUnreachable(

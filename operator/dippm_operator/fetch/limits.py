@@ -8,10 +8,16 @@ from pathlib import Path
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
-"""Where clouds serve instance credentials: no model lies there."""
+LINK_LOCAL = tuple(
+    map(
+        ipaddress.ip_network,
+        ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32", "168.63.129.16/32"),
+    )
+)
+"""Where clouds serve instance credentials (the last three: EC2 by IPv6, Alibaba, Azure): no model lies there."""
 HUB = "https://huggingface.co"
-LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+LOOPBACK = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128")))
+"""This host itself: the unspecified addresses lead there too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +40,7 @@ class FetchLimits:
     """Folders that `file:` URIs must lie in; none allows no `file:` URI at all."""
     hub: str = HUB
     """Where `hf://` repositories are: Hugging Face, or a mirror of it (HF_ENDPOINT)."""
+    cloud_storage: str = "https://storage.googleapis.com"
+    """Where `gs://` buckets are."""
+    google_tokens: str = "https://oauth2.googleapis.com/token"
+    """Where a service account's key is exchanged for a token."""

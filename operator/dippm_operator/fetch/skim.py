@@ -148,6 +148,8 @@ def zip_members(tail: Tail, size: int) -> Members:
         with zipfile.ZipFile(tail) as archive:
             members = sorted(archive.infolist(), key=lambda m: m.header_offset)
             directory = archive.start_dir
+        if members and members[0].header_offset < 0:
+            raise zipfile.BadZipFile("a member begins before the file")
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError):
         return Members((), (), max(0, size - 65_557))  # the frontend says what is wrong with it
     ends = [m.header_offset for m in members[1:]] + [directory]

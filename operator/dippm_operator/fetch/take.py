@@ -75,70 +75,72 @@ def _take(
     whole: bool,
 ) -> Taken:
     with SparseFile(path, name, limits.max_bytes) as file:
-        digest = ""
+        digest, members = "", Members((), (), 0)
         if look.ranges and look.size_bytes is not None:
             size = look.size_bytes
-            _by_ranges(RangeReader(fetch, file, size), file, size)
+            members = _by_ranges(RangeReader(fetch, file, size), size)
             if whole:
                 digest = _same(name, path, file, chunks(), size, limits.max_bytes)
         else:
-            size, digest = _by_stream(name, look, file, chunks, limits)
+            size, digest, members = _by_stream(name, look, file, chunks, limits)
+        for offset, header in members.headers:
+            if file.covered(offset) < offset + len(header):
+                file.write(offset, header)
         file.finish(size)
         pieces = file.pieces
     return Taken(StoredFile(path.name, size, tuple(pieces), digest_of_pieces(path, pieces)), digest)
 
 
-def _by_ranges(reader: RangeReader, file: SparseFile, size: int) -> None:
+def _by_ranges(reader: RangeReader, size: int) -> Members:
     kind = kind_of(reader.read(0, HEAD_BYTES))
-    if kind == "zip":
-        _keep_members(reader, file, zip_members(Tail(reader, size), size), size)
-    else:
+    if kind != "zip":
         skim(reader, kind)
+        return Members((), (), 0)
+    members = zip_members(Tail(reader, size), size)
+    _keep_members(reader, members, size)
+    return members
 
 
 def _by_stream(
     name: str, look: Look, file: SparseFile, chunks: Callable[[], Callable[[], bytes]], limits: FetchLimits
-) -> tuple[int, str]:
-    """Size and digest. An archive says at its end what is in it: unless it is small it passes by a second time."""
+) -> tuple[int, str, Members]:
+    """Size, digest, members. An archive tells at its end what is in it: unless it is small it passes twice."""
     reader = StreamReader(chunks(), file, look.size_bytes, limits.max_bytes)
     kind = kind_of(reader.peek(HEAD_BYTES))
     if kind != "zip":
         reader.read(0, HEAD_BYTES if kind == "refused" else 0)
         skim(reader, kind)
-        return reader.rest()
+        return *reader.rest(), Members((), (), 0)
     size, digest, tail = reader.tail(TAIL_BYTES)
     held = HeldReader(tail, size - len(tail), file, size)
     members = zip_members(Tail(held, size), size)
     if len(tail) == size:
-        _keep_members(held, file, members, size)
-        return size, digest
+        _keep_members(held, members, size)
+        return size, digest, members
     again = StreamReader(chunks(), file, size, limits.max_bytes)
-    _keep_members(again, file, members, size)
+    _keep_members(again, members, size)
     if again.rest() != (size, digest):
         raise _changed(name)
-    return size, digest
+    return size, digest, members
 
 
-def _keep_members(reader: Reader, file: SparseFile, members: Members, size: int) -> None:
+def _keep_members(reader: Reader, members: Members, size: int) -> None:
     """In the order of the file, because a stream goes one way."""
     position = 0
     for start, end in sorted([(0, min(HEAD_BYTES, size)), *members.kept, (members.directory, size)]):
         if end > position:
             reader.keep(max(start, position), end)
             position = end
-    for offset, header in members.headers:
-        if file.covered(offset) < offset + len(header):
-            file.write(offset, header)
 
 
 def _same(name: str, path: Path, file: SparseFile, next_chunk: Callable[[], bytes], size: int, most: int) -> str:
     """The digest of the whole stream, in which what was read by parts must be found again."""
-    made_up = digest_of_pieces(path, file.pieces)
+    by_parts = digest_of_pieces(path, file.pieces)
     reader = StreamReader(next_chunk, file, size, most)
     for start, end in file.pieces:
         reader.keep(start, end)
     total, digest = reader.rest()
-    if total != size or digest_of_pieces(path, file.pieces) != made_up:
+    if total != size or digest_of_pieces(path, file.pieces) != by_parts:
         raise _changed(name)
     return digest
 

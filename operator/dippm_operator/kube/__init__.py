@@ -1,7 +1,7 @@
-"""The Kubernetes API: where it is, who asks, and the few verbs that the operator and the webhook need.
+"""The Kubernetes API: a thin adapter over `kubernetes.aio`, the asyncio half of the official client.
 
-A small client on aiohttp, which kopf and the webhook's server bring anyway: nothing blocks the loop, and the import of
-the `kubernetes` package, larger than the whole webhook, is saved. kopf watches with its own client.
+Configuration, identity, TLS and requests are the library's; ours are the few verbs, one kind of failure, and how a
+watch notices that its connection died. kopf watches for the operator with its own client, under the same identity.
 """
 
 from dippm_operator.kube.api import METADATA_ONLY, ApiClient, ApiFailure

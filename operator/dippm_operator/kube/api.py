@@ -1,15 +1,23 @@
-"""A small client of the Kubernetes API on aiohttp: the few verbs that the webhook and the certificates need."""
+"""The few verbs that the operator and the webhook need, spoken by `kubernetes.aio` on paths and plain objects.
+
+The library's generated models and its dynamic client, which first asks the server what kinds there are, are not needed.
+Watches are its requests too, but read here: its `Watch` makes a second client each time, which holds the loop for
+20 ms or more, and raises KeyError for an ERROR event without a reason (docs/adr/0007-one-adapter-over-the-client.md).
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 
 from dippm_operator.kube.connection import Connection
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client.api_client import ApiClient as KubernetesClient
 
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """Accept header that asks for an object's metadata alone
@@ -29,29 +37,24 @@ class ApiClient:
     """Calls under one identity; paths as in the API reference, e.g. `/api/v1/namespaces/default`.
 
     Every call raises ApiFailure for an HTTP status of 400 or more, aiohttp.ClientError or TimeoutError where the
-    server is not reached.
+    server is not reached. On 401 the identity is read again, and where it changed the call is sent once more.
     """
 
     def __init__(self, connection: Connection, *, timeout_seconds: float = 10.0) -> None:
         self._connection = connection
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._session: aiohttp.ClientSession | None = None
-
-    @property
-    def namespace(self) -> str:
-        """The namespace of the service account, or of the kubeconfig's context."""
-        return self._connection.namespace
+        self._client: KubernetesClient | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._connection.tls))
+        self._client = self._connection.client()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._client is not None:
+            await self._client.close()  # type: ignore[no-untyped-call]
+            self._client = None
 
     async def get(self, path: str, *, accept: str = "application/json", **params: str) -> dict[str, Any]:
         return await self._call("GET", path, params=params, accept=accept)
@@ -82,36 +85,13 @@ class ApiClient:
         `silence_seconds` bounds the wait for the next byte, so that a connection that died without a word is noticed.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence_seconds)
-        async with self._open("GET", path, params=params | {"watch": "true"}, timeout=timeout) as response:
+        headers = {"Accept": "application/json"}
+        async with await self._open("GET", path, params | {"watch": "true"}, headers, None, timeout) as response:
             await _raise_for_status(response)
-            rest = b""
-            # readline() stops at 64 KiB; an object may be larger.
-            async for chunk in response.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        yield json.loads(line)
-
-    def _open(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str],
-        timeout: aiohttp.ClientTimeout,
-        headers: Mapping[str, str] | None = None,
-        data: bytes | None = None,
-    ) -> Any:
-        if self._session is None:
-            raise RuntimeError("use ApiClient as an async context manager")
-        return self._session.request(
-            method,
-            self._connection.server + path,
-            params=params,
-            headers={**self._connection.token.header(), **(headers or {})},
-            data=data,
-            timeout=timeout,
-        )
+            # Lines of up to 4 MiB: the library asks aiohttp for buffers that hold any object of the API.
+            async for line in response.content:
+                if line.strip():
+                    yield json.loads(line)
 
     async def _call(
         self,
@@ -123,18 +103,49 @@ class ApiClient:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> dict[str, Any]:
-        headers = {"Accept": accept}
-        if body is not None:
-            headers["Content-Type"] = content_type
-        data = None if body is None else json.dumps(body).encode()
-        async with self._open(
-            method, path, params=params or {}, timeout=self._timeout, headers=headers, data=data
-        ) as response:
-            if response.status == 401:
-                self._connection.token.forget()
+        headers = {"Accept": accept, "Content-Type": content_type}
+        async with await self._open(method, path, params or {}, headers, body, self._timeout) as response:
             await _raise_for_status(response)
             answer: dict[str, Any] = await response.json()
             return answer
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: Any,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """The response, its body not read yet; the caller closes it."""
+        identity = await self._connection.authorization()
+        response = await self._send(method, path, params, headers, body, timeout, identity)
+        if response.status == 401 and await self._connection.renew(identity):
+            response.release()
+            identity = await self._connection.authorization()
+            response = await self._send(method, path, params, headers, body, timeout, identity)
+        return response
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: Any,
+        timeout: aiohttp.ClientTimeout,
+        identity: str | None,
+    ) -> aiohttp.ClientResponse:
+        if self._client is None:
+            raise RuntimeError("use ApiClient as an async context manager")
+        signed = {**headers, "Authorization": identity} if identity else dict(headers)
+        request = await self._client.param_serialize(
+            method, path, query_params=dict(params), header_params=signed, body=body
+        )
+        answer = await self._client.call_api(*request, _request_timeout=timeout)
+        response: aiohttp.ClientResponse = answer.response
+        return response
 
 
 async def _raise_for_status(response: aiohttp.ClientResponse) -> None:

@@ -1,141 +1,126 @@
-"""Where the API server is and how to prove who asks: parsed once, at the edge.
+"""Where the API server is and how to prove who asks: `kubernetes.aio` finds out, at the edge and when asked again.
 
-`Connection.from_service_account()` reads what kubelet mounts into every pod
-(https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/); `Connection.from_kubeconfig(path)` reads the
-current context of a kubeconfig file. Neither needs the `kubernetes` package, whose import alone costs more memory than
-the whole webhook.
+The only module that imports the Kubernetes client. What it can read is what kubernetes.aio.config can: a pod's service
+account, whose token file it reads again every minute, or a kubeconfig with tokens, certificates, exec plugins, OIDC.
 """
 
 from __future__ import annotations
 
-import base64
+import asyncio
+import logging
 import os
-import ssl
-import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import aiohttp
 import yaml
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import ConfigException, incluster_config, load_incluster_config, load_kube_config
 
 from dippm.errors import ManifestError
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-TOKEN_LIFETIME_SECONDS = 60.0
-"""Bound service-account tokens are rotated by kubelet well before they expire; the file is read again this often."""
+logger = logging.getLogger(__name__)
+
+TOKEN = "BearerToken"
+"""The name under which kubernetes.aio keeps the whole value of the Authorization header, scheme included."""
+
+Load = Callable[[Configuration], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class Token:
-    """A bearer token: a fixed one, or one whose file is read again every minute."""
-
-    fixed: str = ""
-    file: Path | None = None
-    _read_at: float = field(default=float("-inf"), repr=False)
-    _value: str = field(default="", repr=False)
-
-    def header(self) -> dict[str, str]:
-        """The Authorization header, or none where the client certificate speaks for itself."""
-        value = self.fixed
-        if self.file is not None:
-            if time.monotonic() - self._read_at > TOKEN_LIFETIME_SECONDS:
-                self._value = self.file.read_text().strip()
-                self._read_at = time.monotonic()
-            value = self._value
-        return {"Authorization": f"Bearer {value}"} if value else {}
-
-    def forget(self) -> None:
-        """Read the file again at the next call: the server said 401."""
-        self._read_at = float("-inf")
+async def _keep(configuration: Configuration) -> None:
+    """Fixed settings have nothing to be read again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """An API server, its trust anchor and a token."""
+    """An API server and an identity."""
 
-    server: str
-    """`https://HOST:PORT`, no slash at the end."""
-    tls: ssl.SSLContext
-    token: Token
-    namespace: str = "default"
+    configuration: Configuration
+    """kubernetes.aio's: `host`, `ssl_ca_cert`, `verify_ssl`, `cert_file`, `key_file`, `proxy`, ..."""
+    load: Load = _keep
+    """Reads identity and trust from their source into the configuration, now and whenever the server says 401."""
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
     @staticmethod
-    def from_environment(kubeconfig: str | None = None) -> Connection:
+    async def from_environment(kubeconfig: str | None = None) -> Connection:
         """The given kubeconfig, else the pod's service account, else `$KUBECONFIG` or `~/.kube/config`."""
         if kubeconfig:
-            return Connection.from_kubeconfig(Path(kubeconfig))
-        if "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists():
-            return Connection.from_service_account()
-        return Connection.from_kubeconfig(Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config"))
+            return await Connection.from_kubeconfig(Path(kubeconfig))
+        in_a_pod = incluster_config.SERVICE_HOST_ENV_NAME in os.environ
+        if in_a_pod and Path(incluster_config.SERVICE_TOKEN_FILENAME).exists():
+            return await Connection.from_service_account()
+        return await Connection.from_kubeconfig(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
 
     @staticmethod
-    def from_service_account(folder: Path = SERVICE_ACCOUNT) -> Connection:
-        """What kubelet gives a pod: token, CA and namespace files, host and port in the environment."""
-        host = os.environ["KUBERNETES_SERVICE_HOST"]
-        port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        namespace = folder / "namespace"
-        return Connection(
-            server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-            tls=ssl.create_default_context(cafile=str(folder / "ca.crt")),
-            token=Token(file=folder / "token"),
-            namespace=namespace.read_text().strip() if namespace.exists() else "default",
-        )
+    async def from_service_account() -> Connection:
+        """What kubelet mounts into a pod (https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/).
+
+        Raises ManifestError where something of it is missing.
+        """
+
+        async def load(configuration: Configuration) -> None:
+            try:
+                load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            except (ConfigException, OSError) as error:
+                raise ManifestError(f"service account: {error}; mount its token or give --kubeconfig") from error
+
+        return await _connected(load)
 
     @staticmethod
-    def from_kubeconfig(path: Path) -> Connection:
-        """The current context of a kubeconfig file.
+    async def from_kubeconfig(path: str | Path) -> Connection:
+        """The current context of a kubeconfig file, or of several joined with `:` as $KUBECONFIG may have them.
 
-        Raises ManifestError where the file is missing, names a context that it lacks, or logs in by a plugin
-        (`exec`, `auth-provider`): a server has no terminal to run one on.
+        Raises ManifestError where it is missing, or is no kubeconfig.
+        """
+
+        async def load(configuration: Configuration) -> None:
+            try:
+                if not any(Path(part).expanduser().exists() for part in str(path).split(os.pathsep)):
+                    raise FileNotFoundError
+                await load_kube_config(  # type: ignore[no-untyped-call]
+                    str(path), client_configuration=configuration, persist_config=False
+                )
+            except ConfigException as error:
+                raise ManifestError(f"{path}: {error}; give another kubeconfig with --kubeconfig") from error
+            # The library takes the shape of a file for granted: a wrong one is a KeyError or TypeError inside.
+            except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+                refusal = f"{path}: cannot be read as a kubeconfig; give its path with --kubeconfig"
+                raise ManifestError(refusal) from error
+
+        return await _connected(load)
+
+    async def authorization(self) -> str | None:
+        """The Authorization header's value, or None where a client certificate speaks for itself.
+
+        Raises aiohttp.ClientConnectionError where a token that is due for reading cannot be read.
         """
         try:
-            config = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ManifestError(f"{path}: cannot be read as a kubeconfig; give its path with --kubeconfig") from error
-        context = _named(config, "contexts", "context", config.get("current-context"), path)
-        cluster = _named(config, "clusters", "cluster", context.get("cluster"), path)
-        user = _named(config, "users", "user", context.get("user"), path)
-        if "exec" in user or "auth-provider" in user:
-            raise ManifestError(
-                f"{path}: user {context['user']} logs in by a plugin; use a token or a client certificate"
-            )
-        token_file = user.get("tokenFile")
-        return Connection(
-            server=str(cluster["server"]).rstrip("/"),
-            tls=_tls(cluster, user, path.parent),
-            token=Token(fixed=user.get("token", ""), file=path.parent / token_file if token_file else None),
-            namespace=context.get("namespace", "default"),
-        )
+            return await self.configuration.get_api_key_with_prefix(TOKEN)
+        except (ConfigException, OSError) as error:
+            raise aiohttp.ClientConnectionError(f"the service account's token cannot be read: {error}") from error
+
+    async def renew(self, refused: str | None) -> bool:
+        """Read the identity again, once for all who were refused with it; whether there is another one now."""
+        async with self._loading:
+            if self.configuration.api_key.get(TOKEN) == refused:
+                try:
+                    await self.load(self.configuration)
+                except ManifestError as error:
+                    logger.warning("%s", error)
+            return self.configuration.api_key.get(TOKEN) != refused
+
+    def client(self) -> ApiClient:
+        """kubernetes.aio's client, to be closed after use."""
+        client = ApiClient(self.configuration)
+        client.user_agent = "dippm"
+        return client
 
 
-def _named(config: Mapping[str, Any], listing: str, kind: str, name: str | None, path: Path) -> Mapping[str, Any]:
-    for entry in config.get(listing) or ():
-        if entry.get("name") == name:
-            found: Mapping[str, Any] = entry[kind]
-            return found
-    raise ManifestError(f"{path}: has no {kind} named {name}; set current-context to one that it has")
-
-
-def _tls(cluster: Mapping[str, Any], user: Mapping[str, Any], folder: Path) -> ssl.SSLContext:
-    """The client's TLS side: trust from the cluster entry, identity from the user entry."""
-    authority = cluster.get("certificate-authority-data")
-    context = ssl.create_default_context(
-        cafile=str(folder / cluster["certificate-authority"]) if "certificate-authority" in cluster else None,
-        cadata=base64.b64decode(authority).decode() if authority else None,
-    )
-    if cluster.get("insecure-skip-tls-verify"):
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if "client-certificate-data" in user:
-        # Python's ssl loads a certificate chain from files only.
-        with tempfile.TemporaryDirectory() as scratch:
-            certificate, key = Path(scratch) / "crt", Path(scratch) / "key"
-            certificate.write_bytes(base64.b64decode(user["client-certificate-data"]))
-            key.touch(mode=0o600)
-            key.write_bytes(base64.b64decode(user["client-key-data"]))
-            context.load_cert_chain(certificate, key)
-    elif "client-certificate" in user:
-        context.load_cert_chain(folder / user["client-certificate"], folder / user["client-key"])
-    return context
+async def _connected(load: Load) -> Connection:
+    # A proxy is used where the kubeconfig says `proxy-url`. One of the environment is for fetching models: the API
+    # server of a pod is in its cluster, and admission must not depend on a NO_PROXY that somebody forgot.
+    configuration = Configuration(client_session_kwargs={"trust_env": False})
+    await load(configuration)
+    return Connection(configuration, load)

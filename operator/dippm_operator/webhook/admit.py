@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
 
 from dippm.errors import DippmError
 from dippm_operator.kube.api import ApiFailure
+from dippm_operator.resource.names import KIND
 from dippm_operator.webhook.metrics import Metrics
-from dippm_operator.webhook.review import Answer, Review, read_review, write_review
+from dippm_operator.webhook.review import Answer, Review, read_review, refusal, write_review
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ Answerer = Callable[[Review], Awaitable[Answer]]
 async def admit(body: bytes, answerer: Answerer, *, endpoint: str, budget_seconds: float, metrics: Metrics) -> bytes:
     """Answer one AdmissionReview within `budget_seconds`.
 
-    A fault of ours, of whatever kind, is answered with "allowed" and a warning: a pod is never kept out by it.
+    A fault of ours, of whatever kind, is answered with "allowed" and a warning: a pod is never kept out by it. The one
+    exception is an InferenceJob that names a Secret: unchecked, it could have one read that its author may not read.
     Raises ManifestError only for a body that is no review, since that has no uid to answer to.
     """
     begin = time.perf_counter()
@@ -51,4 +53,13 @@ async def admit(body: bytes, answerer: Answerer, *, endpoint: str, budget_second
 def _let_through(review: Review, endpoint: str, fault: str, why: str, metrics: Metrics) -> Answer:
     metrics.faults.labels(endpoint, fault).inc()
     what = review.kind or "object"
+    if _names_secret(review):
+        message = f"dippm could not check this {what}, whose spec.model.secretRef names a Secret: {why}; try again"
+        return refusal(503, "ServiceUnavailable", message, reason=fault)
     return Answer(warnings=(f"dippm could not look at this {what}, which stays as it is: {why}",), reason=fault)
+
+
+def _names_secret(review: Review) -> bool:
+    spec = review.object.get("spec")
+    model = spec.get("model") if isinstance(spec, Mapping) else None
+    return review.kind == KIND and isinstance(model, Mapping) and bool(model.get("secretRef"))

@@ -39,16 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parse_settings(arguments)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        connection = Connection.from_environment(settings.kubeconfig)
-        asyncio.run(serve(settings, connection))
+        asyncio.run(serve(settings))
     except (DippmError, OSError) as error:
         print(f"dippm-webhook: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def serve(settings: Settings, connection: Connection) -> None:
+async def serve(settings: Settings) -> None:
     """Run until a signal asks for the end, then drain: first not ready, later not listening."""
+    connection = await Connection.from_environment(settings.kubeconfig)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,21 +1,20 @@
 """Parse a model file in a separate, limited process: what a hostile file can do ends there.
 
-The child sets its own resource limits, cuts itself off from the network and from starting programs, reads the file and
-writes the graph as JSON (`ModelGraph.to_dict`) on a pipe; errors cross as their class and sentence. The parent holds
-the wall clock. A crash there is one `ParseLimitExceeded` here.
+The child, forked from a process that has PyTorch and TVM loaded (`dippm.frontend.pool`), sets its own resource limits,
+cuts itself off from the network and from starting programs, reads the file and writes the graph as JSON
+(`ModelGraph.to_dict`) on a socket; errors cross as their class and sentence. The asker holds the wall clock. A crash
+there is one `ParseLimitExceeded` here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
-import select
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from dippm import errors
 from dippm.artifact import Artifact
 from dippm.errors import DippmError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend.inputs import InputSpec
+from dippm.frontend.pool import PARENT
 from dippm.graph import ModelGraph
 
 
@@ -48,7 +48,6 @@ class Limits:
 _DENIED_EVENTS = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "pty.")
 """Audit events (https://docs.python.org/3/library/audit_events.html) that reading a model has no use for."""
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
 
 
 def load_graph_in_child(
@@ -65,60 +64,10 @@ def load_graph_in_child(
         "inputs": None if inputs is None else [asdict(i) for i in inputs],
         "limits": asdict(limits),
     }
-    environment = {k: os.environ[k] for k in _KEPT_ENVIRONMENT if k in os.environ}
-    environment.update(PYTHONPATH=os.pathsep.join(p for p in sys.path if p), OMP_NUM_THREADS="1", TVM_NUM_THREADS="1")
-    with subprocess.Popen(
-        [sys.executable, "-m", "dippm.frontend.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            answer = _converse(process, json.dumps(request).encode(), limits)
-        finally:
-            _kill(process)
-    return _understood(answer, process.returncode, artifact, limits)
-
-
-def _converse(process: subprocess.Popen[bytes], request: bytes, limits: Limits) -> bytes:
-    """Send the request and read the answer until the child closes its end.
-
-    Raises ParseLimitExceeded at the wall clock or when the answer is too long.
-    """
-    assert process.stdin is not None
-    assert process.stdout is not None
-    deadline = time.monotonic() + limits.wall_seconds
-    try:
-        process.stdin.write(request)
-        process.stdin.close()
-    except BrokenPipeError:
-        return b""  # it died before it read the request; its exit status says of what
-    answer = bytearray()
-    descriptor = process.stdout.fileno()
-    while (left := deadline - time.monotonic()) > 0:
-        if not select.select([descriptor], [], [], left)[0]:
-            break
-        piece = os.read(descriptor, 1 << 20)
-        if not piece:
-            process.wait(timeout=max(left, 0.1))
-            return bytes(answer)
-        answer += piece
-        if len(answer) > limits.result_bytes:
-            raise ParseLimitExceeded(f"reading the model gave a graph of more than {limits.result_bytes >> 20} MiB")
-    raise ParseLimitExceeded(
-        f"reading the model took longer than {limits.wall_seconds:g} s (wall clock) and was stopped"
+    answer, status = PARENT.ask(
+        json.dumps(request).encode(), wall_seconds=limits.wall_seconds, result_bytes=limits.result_bytes
     )
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever it started: it leads a session of its own."""
-    if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # it ended by itself in this moment
+    return _understood(answer, status, artifact, limits)
 
 
 def _understood(answer: bytes, status: int | None, artifact: Artifact, limits: Limits) -> ModelGraph:
@@ -197,13 +146,16 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     inputs = request["inputs"]
     specs = None if inputs is None else tuple(InputSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in inputs)
     shown = artifact.uri or str(artifact.path)
+    limit = request["limits"]["address_space_bytes"] >> 20
+    full = {"error": "ParseLimitExceeded", "message": f"reading {shown} needs more than {limit} MiB of memory"}
     try:
         return {"graph": load_graph(artifact, batch=request["batch"], inputs=specs).to_dict()}
     except DippmError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOMEM:
+            return full
         return {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
-        limit = request["limits"]["address_space_bytes"] >> 20
-        return {"error": "ParseLimitExceeded", "message": f"reading {shown} needs more than {limit} MiB of memory"}
+        return full
 
 
 def main() -> None:
@@ -218,7 +170,3 @@ def main() -> None:
         pipe.write(answer)
         pipe.flush()
     os._exit(0)  # interpreter shutdown with PyTorch and TVM loaded takes 0.3 s and may crash; all is said
-
-
-if __name__ == "__main__":
-    main()

@@ -78,7 +78,7 @@ def replay(
             steps,
             allocator,
             allocated=counters.peak_allocated,
-            enough=max(counters.peak_claimed, counters.peak_reserved),
+            enough=counters.peak_reserved,
             warm_passes=warm_passes,
         ),
     )

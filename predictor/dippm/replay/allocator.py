@@ -29,7 +29,6 @@ ROUND_LARGE = 2 * MIB
 """... rounded up to this (`kRoundLarge`)."""
 
 _ADDRESS_BITS = 64
-_ADDRESS_MASK = (1 << _ADDRESS_BITS) - 1
 _ADDRESS_SPACE = LARGE_BUFFER << 20
 """Virtual bytes of an expandable segment, a whole number of pages of either pool: more than any device has (PyTorch
 reserves 1 1/8 of the device)."""
@@ -96,9 +95,11 @@ class Pool:
 class CachingAllocator:
     """One device's allocator.
 
-    `cap` (bytes, None for no cap) is `set_per_process_memory_fraction`: what `cudaMalloc` may hand out in all.
-    Counters, in bytes: `allocated`, `peak_allocated`, `reserved`, `peak_reserved`, `peak_claimed`; and `retries`, the
-    number of times that cached memory had to be given back to serve a request (`num_alloc_retries`).
+    `cap` (bytes, None for no cap) is the memory that the device has to give, as on a slice. (As under
+    `set_per_process_memory_fraction`, but for expandable segments: PyTorch then counts the whole request, though only
+    a part of it may need new pages.)
+    Counters, in bytes: `allocated`, `peak_allocated`, `reserved`, `peak_reserved`; and `retries`, the number of times
+    that cached memory had to be given back to serve a request (`num_alloc_retries`).
     """
 
     def __init__(self, allocator: Allocator = Allocator.DEFAULT, cap: int | None = None) -> None:
@@ -110,8 +111,6 @@ class CachingAllocator:
         self.peak_allocated = 0
         self.reserved = 0
         self.peak_reserved = 0
-        self.peak_claimed = 0
-        """Highest of what was reserved together with what was asked for on top: the least cap that never binds."""
         self.retries = 0
         self._next_address = 0
 
@@ -184,32 +183,34 @@ class CachingAllocator:
 
     def _alloc_block(self, pool: Pool, size: int) -> Block | None:
         """A new segment, or more pages of the expandable one; None where the cap forbids it (`alloc_block`)."""
-        wanted = allocation_size(size)
-        if self.cap is not None and self.reserved + wanted > self.cap:
-            return None
-        if self.reserved + wanted > self.peak_claimed:
-            self.peak_claimed = self.reserved + wanted
         if self.expandable:
             return self._expand(pool, size)
+        wanted = allocation_size(size)
+        if not self._grow(wanted):
+            return None
         block = Block(self._next_address, wanted, pool)
         self._next_address += wanted
-        self._grow(wanted)
         return block
 
-    def _grow(self, size: int) -> None:
+    def _grow(self, size: int) -> bool:
+        """Take `size` bytes more from the device; false, and nothing taken, where the cap forbids it."""
+        if self.cap is not None and self.reserved + size > self.cap:
+            return False
         self.reserved += size
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
+        return True
 
-    def _expand(self, pool: Pool, size: int) -> Block:
+    def _expand(self, pool: Pool, size: int) -> Block | None:
         """`try_allocate_expandable_block`: the lowest address with room, mapped as far as needed."""
         block = self._find_expandable(pool, size)
-        if not block.mapped:
-            self._map(block, min(block.size, size))
+        if not block.mapped and not self._map(block, min(block.size, size)):
+            return None
         while block.size < size:
             following = block.following
             assert following is not None, "an expandable block is followed by unmapped space"
-            self._map(following, min(size - block.size, following.size))
+            if not self._map(following, min(size - block.size, following.size)):
+                return None
             block = following
         pool.remove(block)
         return block
@@ -230,11 +231,13 @@ class CachingAllocator:
         insort(pool.unmapped, block, key=_address)
         return block
 
-    def _map(self, block: Block, size: int) -> None:
+    def _map(self, block: Block, size: int) -> bool:
         """Back the first `size` bytes of an unmapped block with memory, in whole pages (`map_block`)."""
         pool = block.pool
         page = SMALL_BUFFER if pool.is_small else LARGE_BUFFER
         size = -(-size // page) * page
+        if not self._grow(size):
+            return False
         pool.unmapped.remove(block)
         block.mapped = True
         if size < block.size:
@@ -247,7 +250,7 @@ class CachingAllocator:
             if neighbour is not None:
                 self._merge(block, neighbour)
         pool.insert(block)
-        self._grow(size)
+        return True
 
     def _unmap(self, block: Block) -> None:
         """Give back the whole pages inside a free block (`unmap_block`)."""

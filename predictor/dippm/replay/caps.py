@@ -17,20 +17,19 @@ def smallest_cap(program: Program, allocator: Allocator, *, allocated: int, enou
 
     With `warm_passes` 1 loading and the first pass may: it costs a release of the cache, once. With 0 nothing may, and
     the answer is `enough`. Bisected to `RESOLUTION` between `allocated`, the peak that is needed whatever the cap, and
-    `enough`, a cap that never binds. An expandable segment is mapped by whole pages, a little past the cap: what was
-    reserved counts then, for a slice must hold it.
+    `enough`, what is reserved without one. The answer is what was reserved under the smallest cap that passed.
     """
     if not warm_passes:
         return enough
-    low, high, held = min(allocated - allocated // 200, enough), enough, 0
+    low, high = min(allocated - allocated // 200, enough), enough
     while high - low > max(RESOLUTION * high, 2 * MIB):
         middle = (low + high) // 2
         reserved = reserved_under(program, allocator, middle, warm_passes=warm_passes)
         if reserved is None:
             low = middle
         else:
-            high, held = middle, reserved
-    return max(high, held)
+            high = max(low, reserved)
+    return high
 
 
 def reserved_under(program: Program, allocator: Allocator, cap: int, *, warm_passes: int = 1) -> int | None:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dippm.graph import ModelGraph, ValueKind
+from dippm.graph import ModelGraph, Operator, ValueKind
 from dippm.replay.allocator import MIB, Block, CachingAllocator, round_size
 from dippm.replay.lifetimes import Lifetimes
 
 CUBLAS_KINDS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
 """Kinds that call cuBLAS, which then keeps a workspace for good."""
+
+COPY_FIRST_KINDS = frozenset(
+    {"linear", "matmul", "batch_matmul", "einsum", "layer_norm", "softmax", "log_softmax", "roll", "embedding", "lstm",
+     "gru", "rnn"}
+)  # fmt: skip
+"""Kinds whose workspace is mostly a contiguous copy of an operand, made before the output is allocated. (Of the
+others the output comes first: seen in the order of events of the measured calls.)"""
+_SLACK = 0.05
+"""By how much a measured workspace may exceed the tensors that it is made of: blocks are not always split."""
 
 Step = tuple[int, int]
 """(slot, bytes): bytes above 0 allocate into the slot, 0 frees what is in it. Slots from 0 on are storages, then what
@@ -54,9 +63,10 @@ def program(
 ) -> Program:
     """The allocations of one pass.
 
-    `workspaces` gives for each operator the bytes that it needs beside its outputs while it runs; they are allocated
-    after the outputs and freed at its end. `events`, where it is known for an operator, is what it really does:
-    allocations (positive) and frees (negative) in order, bytes as asked for; it outranks the workspace.
+    `workspaces` gives for each operator the bytes that it needs beside its outputs while it runs: allocated after the
+    outputs, before them for `COPY_FIRST_KINDS`, and freed at its end. `events`, where it is known for an operator, is
+    what it really does: allocations (positive) and frees (negative) in order, bytes as asked for; it outranks the
+    workspace.
     """
     size = [value.spec.nbytes for value in graph.values]
     steps: list[Step] = []
@@ -67,11 +77,13 @@ def program(
         outputs = [storage for storage in lives.allocated[index] if size[storage]]
         known = events[index] if events is not None else None
         if known is not None:
-            steps += _as_recorded(outputs, size, known)
+            steps += _as_recorded(outputs, size, known, oldest_first=operator.kind in COPY_FIRST_KINDS)
         else:
-            steps += [(storage, size[storage]) for storage in outputs]
-            if workspaces[index] > 0:
-                steps += [(-1, workspaces[index]), (-1, 0)]
+            made = [(storage, size[storage]) for storage in outputs]
+            before, after = _pieces(graph, operator, workspaces[index])
+            taken = [(-slot, piece) for slot, piece in enumerate((*before, *after), 1)]
+            steps += [*taken[: len(before)], *made, *taken[len(before) :]]
+            steps += [(slot, 0) for slot, _ in taken]
         if cublas_at < 0 and operator.kind in CUBLAS_KINDS:
             cublas_at = begin + max((at for at, (_, size) in enumerate(steps[begin:], 1) if size), default=0)
         if lives.extras[index]:
@@ -92,13 +104,30 @@ def program(
     )
 
 
+def _pieces(graph: ModelGraph, operator: Operator, workspace: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The allocations that a workspace is made of, before and after that of the outputs."""
+    if workspace <= 0:
+        return (), ()
+    if operator.kind not in COPY_FIRST_KINDS:
+        return (), (workspace,)
+    operands = [graph.values[i].spec.nbytes for i in operator.inputs[:2]]
+    if operator.kind == "layer_norm":  # mean and deviation come after, a copy of the input before
+        return ((operands[0],), (workspace - operands[0],)) if workspace > operands[0] else ((), (workspace,))
+    if abs(workspace - sum(operands)) <= _SLACK * workspace:
+        return tuple(operands), ()
+    return (workspace,), ()
+
+
 def _cublas(size: int) -> tuple[int, ...]:
     """cuBLAS's workspace and cuBLASLt's are two allocations, the latter of 1 MiB."""
     return (size - MIB, MIB) if size > MIB else (size,) if size else ()
 
 
-def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int]) -> list[Step]:
-    """Recorded events with slots given: what is left at the end are the outputs, matched by size, latest first."""
+def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int], *, oldest_first: bool) -> list[Step]:
+    """Recorded events with slots given: what is left at the end are the outputs, matched by size.
+
+    Of equal blocks the latest is taken to be freed, or the oldest where copies are made before the output.
+    """
     steps: list[Step] = []
     live: list[tuple[int, int]] = []
     slot = 0
@@ -108,18 +137,19 @@ def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int]) -> 
             live.append((slot, event))
             steps.append((slot, event))
             continue
-        found = next((item for item in reversed(live) if item[1] == -event), None)
-        if found is not None:
+        equal = [item for item in live if item[1] == -event]
+        if equal:
+            found = equal[0 if oldest_first else -1]
             live.remove(found)
             steps.append((found[0], 0))
     renamed: dict[int, int] = {}
     for storage in outputs:
-        found = next((item for item in reversed(live) if round_size(item[1]) == round_size(size[storage])), None)
-        if found is None:
+        output = next((item for item in reversed(live) if round_size(item[1]) == round_size(size[storage])), None)
+        if output is None:
             steps.append((storage, size[storage]))
         else:
-            live.remove(found)
-            renamed[found[0]] = storage
+            live.remove(output)
+            renamed[output[0]] = storage
     steps = [(renamed.get(name, name), amount) for name, amount in steps]
     return steps + [(name, 0) for name, _ in live]
 
