@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dippm.case import Case, Mode, Precision, Runtime
+from dippm.evaluate.heldback import FIGURES, read_rows
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm.network import bundle as bundle_module
 from dippm.network import lookup
@@ -25,13 +26,17 @@ from dippm.network.forward import forward, neighbour_mean
 from dippm.network.model import PMGNS, Hyperparameters
 from dippm.network.schema import BundleMismatchError
 from dippm.network.workload import workloads
+from dippm.replay import replay
+from dippm.train.command import corpus_of, finish
 from dippm.train.corpus import Corpus, Example, OperatorLabels
 from dippm.train.finetune import network_of
 from dippm.train.fit import Costs, assemble, table_of
-from dippm.train.networks import load_network, run, save_network
+from dippm.train.labels import CaseLabels, MeasuredCase
+from dippm.train.networks import job_names, load_network, run, save_network
 from dippm.train.trainer import Scales, Settings, predict_operators, train
 from dippm.vocabulary import KINDS
 
+torch.set_num_threads(1)
 EAGER = Case(4, Precision.FP32, runtime=Runtime.EAGER)
 TINY = Hyperparameters(hidden=48, head=32)
 COSTS = Costs(
@@ -316,6 +321,56 @@ def test_corpus_keeps_distinct_rows_once_and_reads_back(corpus: Corpus, tmp_path
     assert again.ids.tolist() == [e.id for e in examples()]
     np.testing.assert_array_equal(again.rows[again.row_of], corpus.rows[corpus.row_of])
     assert math.isclose(float(np.nansum(again.kernel_us)), float(np.nansum(corpus.kernel_us)))
+
+
+def measured_cases() -> list[MeasuredCase]:
+    """The small cases as a data set would hold them, a tenth more memory reserved than the replay says."""
+    out = []
+    for example in examples(10):
+        case, graph, labels = example.case, example.graph, example.operators
+        memory = replay(
+            graph, runtime=case.runtime, allocator=case.allocator, workspaces=labels.workspace_bytes.tolist()
+        )
+        device = (float(labels.kernel_us.sum()) + float(labels.kernels.sum())) / 1e3
+        out.append(
+            MeasuredCase(
+                example,
+                CaseLabels(
+                    weights_bytes=memory.weights_bytes,
+                    inputs_bytes=memory.inputs_bytes,
+                    allocated_bytes=memory.allocated_bytes,
+                    reserved_bytes=1.1 * memory.reserved_bytes,
+                    context_bytes=700.0 * 2**20,
+                    device_ms=device,
+                    host_ms=0.02 + 0.005 * len(graph.operators),
+                    latency_ms=max(device, 0.02 + 0.005 * len(graph.operators)),
+                    energy_j=0.3 * device,
+                ),
+            )
+        )
+    return out
+
+
+def test_training_ends_in_a_bundle_and_in_predictions_of_what_was_held_back(tmp_path: Path) -> None:
+    cases = measured_cases()
+    corpus = corpus_of(cases, tmp_path / "corpus.npz")
+    run(corpus, job_names(nested=False), tmp_path, TINY, Settings(epochs=2, nodes_per_step=64))
+    described = {"device": "H200", "data": "toy"}
+    finish(cases, corpus, tmp_path, tmp_path / "b.safetensors", seed=0, data=described)
+    rows = read_rows(tmp_path / "heldback.csv")
+    assert [r.id for r in rows] == [c.example.id for c in cases]
+    assert {r.group: len({q.fold for q in rows if q.group == r.group}) for r in rows} == dict.fromkeys(
+        (f"group{i}" for i in range(4)), 1
+    )
+    index = FIGURES.index("reserved_bytes")
+    assert all(r.measured[index] == pytest.approx(1.1 * r.composed[index], rel=0.5) for r in rows)
+    bundle = read_bundle(tmp_path / "b.safetensors")
+    estimates = bundle.estimate(cases[0].example.graph, cases[0].example.case)
+    assert estimates.is_known
+    np.testing.assert_allclose(estimates.kernel_us, cases[0].example.operators.kernel_us, rtol=1e-5)
+    assert not estimates.upper["reserved"].calibrated
+    assert bundle.schema.trained_on["cases"] == len(cases)
+    assert corpus_of(cases, tmp_path / "corpus.npz").ids.tolist() == corpus.ids.tolist()
 
 
 FROZEN = Path(__file__).parents[1] / "golden" / "network_frozen.json"

@@ -18,6 +18,8 @@ from dippm.network.strides import Strides
 KIND = "scaled_dot_product_attention"
 FLASH_WIDTH = 256
 """Widest head that the flash kernel takes."""
+MASKING = frozenset({"where", "masked_fill", "add"})
+"""How a bias and a mask are made one; the result lies in memory as its operands do."""
 HALF = ("float16", "bfloat16")
 
 
@@ -41,7 +43,7 @@ def attention_workspace(graph: ModelGraph, operator: Operator, strides: Sequence
             return _mathematical(query, key)
         return _fused(query, key) if half else 0
     assert mask_id is not None
-    dense = strides[mask_id][-1:] == (1,) and 0 not in _used(mask, strides[mask_id])[-2:]
+    dense = _is_dense(graph, mask_id, strides)
     converted = mask.numel * (query.nbytes // max(1, query.numel)) if mask.dtype == "bool" else 0
     if not plain or not dense:
         return _mathematical(query, key) + converted
@@ -72,6 +74,20 @@ def _mathematical(query: TensorSpec, key: TensorSpec) -> int:
         copies = 5 * query.nbytes + 8 * key.nbytes
         return max(copies + scores, 3 * query.nbytes + 4 * key.nbytes + 9 * scores // 4)
     return max(query.nbytes + 2 * key.nbytes + scores, 9 * scores // 4)
+
+
+def _is_dense(graph: ModelGraph, mask: int, strides: Sequence[Strides]) -> bool:
+    """Whether a mask's rows lie densely: no expanded one, and none that took its order from a permuted operand."""
+    value = graph.values[mask]
+    if strides[mask][-1:] != (1,) or 0 in _used(value.spec, strides[mask])[-2:]:
+        return False
+    producer = None if value.producer is None else graph.operators[value.producer]
+    operands = producer.inputs if producer is not None and producer.kind in MASKING else ()
+    return all(
+        _used(graph.values[i].spec, strides[i])[-1] in (0, 1)
+        for i in operands
+        if len(graph.values[i].spec.shape) == len(value.spec.shape)
+    )
 
 
 def _used(spec: TensorSpec, strides: Strides) -> list[int]:

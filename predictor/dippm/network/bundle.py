@@ -153,7 +153,7 @@ class Bundle:
         basis = "known" if known else "unknown"
         return {
             target: calibration.choose(
-                {float(risk): factor for risk, factor in body[basis].items()},
+                {float(risk): rate for risk, rate in body[basis].items()},
                 risk_percent,
                 basis=basis,
                 sample=int(body[f"{basis}_sample"]),

@@ -7,7 +7,6 @@ operators and pooling keep the order of dimensions that they are given, everythi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from dippm.graph import Attribute, ModelGraph, Operator
@@ -69,21 +68,10 @@ def _result(graph: ModelGraph, operator: Operator, position: int, output: int, f
         last = is_channels_last(graph.values[operands[0]].spec.shape, found[operands[0]])
         return in_order(shape, (0, 2, 3, 1)) if last and not position and len(shape) == 4 else plain
     if operator.kind in _KEEPING and operands and shape:
-        leading = max(operands, key=lambda i: _spread(graph.values[i].spec.shape, found[i]))
-        return _order_kept(shape, graph.values[leading].spec.shape, found[leading])
+        same = [i for i in operands if graph.values[i].spec.shape == shape] or operands
+        first = found[same[0]]
+        return in_order(shape, sorted(range(len(shape)), key=lambda d: (-first[d], d))) if all(first) else plain
     return plain
-
-
-def _spread(shape: Sequence[int], strides: Strides) -> int:
-    """Elements that an operand really has: what it repeats decides no order (`max` takes the first of equals)."""
-    return math.prod(n for n, s in zip(shape, strides, strict=True) if s)
-
-
-def _order_kept(shape: Sequence[int], given: Sequence[int], strides: Strides) -> Strides:
-    """Dense strides in the order of an operand's; dimensions that it repeats or has one element of stay in place."""
-    plain = contiguous(shape)
-    weight = [s if s and n > 1 else plain[d] for d, (n, s) in enumerate(zip(given, strides, strict=True))]
-    return in_order(shape, sorted(range(len(shape)), key=lambda d: (-weight[d], d)))
 
 
 def in_order(shape: Sequence[int], order: Sequence[int]) -> Strides:

@@ -57,14 +57,8 @@ def fit_host(counts: Array, host_ms: Array, *, ridge: float = 1.0) -> HostCost:
     total = counts.sum(axis=1)
     design = np.concatenate([np.ones((len(counts), 1)), total[:, None], counts], axis=1) / (1e3 * host_ms)[:, None]
     x = _ridge_from_third(design, ridge)
-    scale = _unbias(design @ x)
-    kind_us = scale * (x[1] + x[2:])
-    return HostCost(pass_us=scale * float(x[0]), kind_us=kind_us.astype(np.float32))
-
-
-def _unbias(ratios: Array) -> float:
-    """What brings the median of predicted over measured to 1: squares of relative errors prefer to be too low."""
-    return 1.0 / max(1e-9, float(np.median(ratios))) if len(ratios) else 1.0
+    kind_us = x[1] + x[2:]
+    return HostCost(pass_us=float(x[0]), kind_us=kind_us.astype(np.float32))
 
 
 def _ridge_from_third(design: Array, ridge: float) -> Array:
@@ -83,5 +77,4 @@ def fit_energy(terms: Array, latency_s: Array, energy_j: Array) -> EnergyCost:
     """Energy cost from summed terms [cases, len(ENERGY_COLUMNS)], latency [cases] and measured J, in relative error."""
     design = np.concatenate([latency_s[:, None], terms], axis=1) / energy_j[:, None]
     x = least_squares_nonnegative(design, np.ones(len(energy_j)))
-    x *= _unbias(design @ x)
     return EnergyCost(static_w=float(x[0]), coefficients=dict(zip(ENERGY_COLUMNS, map(float, x[1:]), strict=True)))
