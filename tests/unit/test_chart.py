@@ -12,6 +12,8 @@ import pytest
 import yaml
 from tests.chart import CHART, NAMESPACE, REPOSITORY, container, find, objects, of_kind, templates
 
+from dippm.frontend.child import Limits
+
 CERT_MANAGER = {"certificates": {"provider": "cert-manager"}}
 EVERYTHING: dict[str, Any] = {
     "operator": {
@@ -317,6 +319,13 @@ def test_a_review_is_answered_before_the_api_server_gives_up() -> None:
     budget = parse_settings(container(release, "webhook")["args"]).budget_seconds
     for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
         assert all(budget < webhook["timeoutSeconds"] for webhook in find(release, kind, "dippm")["webhooks"])
+
+
+def test_a_parser_that_takes_all_it_may_does_not_end_the_operator_with_it() -> None:
+    """A container that reaches its limit ends as a whole; beside the child run operator and predictor."""
+    limit = container(objects(), "operator")["resources"]["limits"]["memory"]
+    beside_gib = 1.5
+    assert int(limit.removesuffix("Gi")) >= Limits().address_space_bytes / 2**30 + beside_gib
 
 
 def test_the_webhook_drains_before_kubelet_kills_it() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dippm.errors import ManifestError
-from dippm_operator.resource import OnUnknown, PolicyMode, is_inference_job, parse_inference_job
+from dippm_operator.resource import OnUnknown, PolicyMode, TargetReference, is_inference_job, parse_inference_job
 from dippm_operator.resource.crd import FILE, custom_resource_definition, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,3 +144,19 @@ def test_only_documents_of_our_group_and_kind_are_ours() -> None:
     assert not is_inference_job({"apiVersion": "other.dev/v1", "kind": "InferenceJob"})
     assert not is_inference_job(None)
     assert not is_inference_job(["InferenceJob"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("apps/v1", "Deployment", "web"), ("apps/v1beta2", "Deployment", "web"), True),
+        (("apps/v1", "Deployment", "web"), ("argoproj.io/v1", "Deployment", "web"), False),
+        (("v1", "Pod", "web"), ("v2", "Pod", "web"), True),
+        (("apps/v1", "Deployment", "web"), ("apps/v1", "Deployment", "api"), False),
+    ],
+)
+def test_a_workload_is_the_same_by_whatever_version_of_its_api(
+    one: tuple[str, str, str], other: tuple[str, str, str], same: bool
+) -> None:
+    first, second = (TargetReference(api_version=a, kind=k, name=n).workload for a, k, n in (one, other))
+    assert (first == second) is same

@@ -10,7 +10,7 @@ from dippm_operator.controller.events import News
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.state import ClusterState
 from dippm_operator.kube import ApiClient, ApiFailure
-from dippm_operator.resource import InferenceJob, PolicyMode, WorkloadStatus
+from dippm_operator.resource import InferenceJob, PolicyMode, WorkloadStatus, group_of
 from dippm_operator.resource.names import TEMPLATE_ANNOTATION
 from dippm_operator.sizing.decision import Verdict
 from dippm_operator.sizing.job import job_name, render_job, template_digest
@@ -71,10 +71,7 @@ class Workloads:
             reference = (body.get("spec") or {}).get("targetRef")
             if namespace != job.metadata.namespace or name == job.metadata.name or not reference or target is None:
                 continue
-            if (
-                _claim(reference) == _claim(target.model_dump(by_alias=True))
-                and (body["metadata"].get("creationTimestamp", ""), name) < mine
-            ):
+            if _workload(reference) == target.workload and (body["metadata"].get("creationTimestamp", ""), name) < mine:
                 return name
         return None
 
@@ -132,9 +129,9 @@ class Workloads:
         return _told(job, existing)
 
 
-def _claim(reference: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Group, kind and name: the same workload by whatever version of its API."""
-    return str(reference.get("apiVersion")).partition("/")[0], str(reference.get("kind")), str(reference.get("name"))
+def _workload(reference: Mapping[str, Any]) -> tuple[str, str, str]:
+    """As `TargetReference.workload`, of a job that may not be readable as a whole."""
+    return group_of(str(reference.get("apiVersion"))), str(reference.get("kind")), str(reference.get("name"))
 
 
 def _jobs(job: InferenceJob) -> str:

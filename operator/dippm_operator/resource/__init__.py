@@ -12,7 +12,7 @@ from dippm_operator.resource.policy import (
     PolicyMode,
     Repair,
 )
-from dippm_operator.resource.spec import InferenceJobSpec, JobOptions, TargetReference
+from dippm_operator.resource.spec import InferenceJobSpec, JobOptions, TargetReference, group_of
 from dippm_operator.resource.status import (
     CandidateStatus,
     Condition,
@@ -51,6 +51,7 @@ __all__ = [
     "SecretReference",
     "TargetReference",
     "WorkloadStatus",
+    "group_of",
     "is_inference_job",
     "parse_inference_job",
 ]

@@ -18,6 +18,11 @@ JOB_NEEDS_TEMPLATE_MESSAGE = "job belongs to template: a workload named by targe
 GENERATION_MESSAGE = "maxNewTokens must not be more than maxContextTokens"
 
 
+def group_of(api_version: str) -> str:
+    """`apps/v1` is of the group `apps`, `v1` of the core group, which has no name."""
+    return api_version.rpartition("/")[0]
+
+
 class JobOptions(Part):
     """Fields of the batch/v1 JobSpec beside its template."""
 
@@ -44,6 +49,11 @@ class TargetReference(Part):
     """e.g. Deployment."""
     name: Annotated[str, Field(min_length=1, max_length=253)]
     """Name of the workload."""
+
+    @property
+    def workload(self) -> tuple[str, str, str]:
+        """Group, kind and name: one workload has one of these, by whatever version of its API it is named."""
+        return group_of(self.api_version), self.kind, self.name
 
 
 class InferenceJobSpec(Part):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dippm.profiles import FULL_GPU_RESOURCE, RESOURCE_PREFIX
-from dippm_operator.resource.names import DEFAULT_CONTAINER_ANNOTATION
+from dippm_operator.resource.names import DEFAULT_CONTAINER_ANNOTATION, INJECT_ANNOTATION
 
 Json = Mapping[str, Any]
 
@@ -29,6 +29,15 @@ def gpu_requests(container: Json) -> dict[str, str]:
             if is_gpu_resource(name):
                 named.setdefault(name, str(quantity))
     return named
+
+
+def opted_out(pod: Json) -> bool:
+    """Whether the pod's owner wants it left alone: `dippm.dev/inject: "false"`, as an annotation or a label."""
+    metadata = pod.get("metadata") or {}
+    return any(
+        str((metadata.get(section) or {}).get(INJECT_ANNOTATION, "")).lower() == "false"
+        for section in ("annotations", "labels")
+    )
 
 
 @dataclass(frozen=True, slots=True)

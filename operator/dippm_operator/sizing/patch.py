@@ -19,10 +19,9 @@ from dippm_operator.resource import (
 )
 from dippm_operator.resource.names import (
     GPU_TAINT,
-    INJECT_ANNOTATION,
     SIZING_ANNOTATION,
 )
-from dippm_operator.sizing.container import Json, choose_container, gpu_requests
+from dippm_operator.sizing.container import Json, choose_container, gpu_requests, opted_out
 from dippm_operator.sizing.json_patch import Operation, PatchBuilder
 from dippm_operator.sizing.tensor_parallel import tensor_parallel_size
 
@@ -77,7 +76,7 @@ def size_pod(pod: Json, job: InferenceJob, *, quota_resources: Collection[str] =
     def leave(reason: str, *warnings: str) -> PodSizing:
         return PodSizing([], [f"InferenceJob {name}: {w}." for w in warnings], reason, unchanged)
 
-    if _opted_out(pod):  # 1
+    if opted_out(pod):  # 1
         return leave("OptedOut")
     if policy.mode is PolicyMode.RECOMMEND:
         return leave("RecommendOnly")
@@ -102,14 +101,6 @@ def size_pod(pod: Json, job: InferenceJob, *, quota_resources: Collection[str] =
     warnings = _apply(builder, container.index, container.name, chosen, job)
     reason = "Sized" if builder.operations else "AlreadySized"
     return PodSizing(builder.operations, [f"InferenceJob {name}: {w}." for w in warnings], reason, builder.document)
-
-
-def _opted_out(pod: Json) -> bool:
-    metadata = pod.get("metadata") or {}
-    return any(
-        str((metadata.get(section) or {}).get(INJECT_ANNOTATION, "")).lower() == "false"
-        for section in ("annotations", "labels")
-    )
 
 
 def sizing_record(pod: Json) -> Mapping[str, Any]:

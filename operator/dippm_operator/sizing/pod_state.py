@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dippm_operator.resource.names import INJECT_ANNOTATION
-from dippm_operator.sizing.container import gpu_requests
+from dippm_operator.sizing.container import gpu_requests, opted_out
 from dippm_operator.sizing.patch import sizing_record
 
 _OUT_OF_MEMORY = re.compile(
@@ -45,16 +44,12 @@ def pod_state(pod: Mapping[str, Any]) -> PodState:
     """Read a v1 Pod."""
     metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
     resource = sizing_record(pod).get("resource")
-    opted_out = any(
-        str((metadata.get(section) or {}).get(INJECT_ANNOTATION, "")).lower() == "false"
-        for section in ("annotations", "labels")
-    )
     alive = not metadata.get("deletionTimestamp") and status.get("phase") not in ("Succeeded", "Failed")
     own_gpu = resource is None and any(gpu_requests(c) for c in spec.get("containers") or [])
     return PodState(
         name=metadata["name"],
         resource=resource if isinstance(resource, str) else None,
-        ours_to_size=alive and not opted_out and not own_gpu,
+        ours_to_size=alive and not opted_out(pod) and not own_gpu,
         out_of_memory=max(_ends(status), key=lambda end: end.finished_at, default=None),
     )
 

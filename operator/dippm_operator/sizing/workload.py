@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from dippm_operator.resource import InferenceJob
+from dippm_operator.resource import InferenceJob, group_of
 from dippm_operator.sizing.patch import PodSizing, size_pod
 
 _PATHS: tuple[tuple[str, ...], ...] = (("spec", "template"), ("spec", "jobTemplate", "spec", "template"))
@@ -38,8 +38,7 @@ def is_target(document: Mapping[str, Any], job: InferenceJob) -> bool:
     target, metadata = job.spec.target_ref, document.get("metadata") or {}
     return (
         target is not None
-        and document.get("apiVersion") == target.api_version
-        and document.get("kind") == target.kind
-        and metadata.get("name") == target.name
+        and (group_of(str(document.get("apiVersion", ""))), document.get("kind"), metadata.get("name"))
+        == target.workload
         and metadata.get("namespace", "default") == job.metadata.namespace
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dippm_operator.kube.api import METADATA_ONLY, ApiClient, ApiFailure
-from dippm_operator.resource import InferenceJob
+from dippm_operator.resource import InferenceJob, group_of
 from dippm_operator.webhook.review import is_name
 
 logger = logging.getLogger(__name__)
@@ -39,16 +39,7 @@ class Owner:
     def is_meant_by(self, job: InferenceJob) -> bool:
         """Whether the job's `targetRef` names it. Versions of one group are the same object."""
         target = job.spec.target_ref
-        return target is not None and (group_of(target.api_version), target.kind, target.name) == (
-            self.group,
-            self.kind,
-            self.name,
-        )
-
-
-def group_of(api_version: str) -> str:
-    """`apps/v1` is of the group `apps`, `v1` of the core group, which has no name."""
-    return api_version.rpartition("/")[0]
+        return target is not None and target.workload == (self.group, self.kind, self.name)
 
 
 def controller_of(metadata: Mapping[str, Any]) -> Owner | None:

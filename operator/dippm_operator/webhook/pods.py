@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dippm_operator.resource import InferenceJob
-from dippm_operator.resource.names import INJECT_ANNOTATION, JOB_LABEL
+from dippm_operator.resource.names import JOB_LABEL
+from dippm_operator.sizing import opted_out
 from dippm_operator.webhook.cache import JobCache
 from dippm_operator.webhook.calculate import calculate_patches
 from dippm_operator.webhook.facts import FactFinder
@@ -77,7 +78,4 @@ def _not_ours(review: Review) -> str:
     """Why the object is none that is sized; empty when it may be."""
     if review.kind != "Pod" or review.operation != "CREATE":
         return "NotAPod"
-    annotations = (review.object.get("metadata") or {}).get("annotations") or {}
-    if any(str(v.get(INJECT_ANNOTATION, "")).lower() == "false" for v in (_labels(review), annotations)):
-        return "OptedOut"
-    return ""
+    return "OptedOut" if opted_out(review.object) else ""

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 
 from dippm.errors import ManifestError, UnknownDevice, UnknownProfile
 from dippm.profiles import Device, parse_profile, resolve_device
-from dippm_operator.resource import Allocation, InferenceJob, OnOutOfMemory, Repair, TargetReference
-from dippm_operator.webhook.owners import group_of
+from dippm_operator.resource import Allocation, InferenceJob, OnOutOfMemory, Repair
 
 FETCHED_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", "file")
 """Schemes of `spec.model.uri` that this version's operator reads."""
@@ -70,15 +69,7 @@ def older_rival(job: InferenceJob, others: Iterable[InferenceJob]) -> InferenceJ
         if target is not None
         and other.spec.target_ref is not None
         and other.metadata.name != job.metadata.name
-        and _same(target, other.spec.target_ref)
+        and target.workload == other.spec.target_ref.workload
         and (other.metadata.creation_timestamp or "9") <= (job.metadata.creation_timestamp or "9")
     ]
     return min(rivals, key=lambda other: (other.metadata.creation_timestamp, other.metadata.name), default=None)
-
-
-def _same(one: TargetReference, other: TargetReference) -> bool:
-    return (group_of(one.api_version), one.kind, one.name) == (
-        group_of(other.api_version),
-        other.kind,
-        other.name,
-    )

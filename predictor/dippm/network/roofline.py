@@ -6,9 +6,6 @@ device-to-device copy reached. They only fix the origin: the network learns the 
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from dippm.case import Precision
 from dippm.network.workload import CONVOLUTIONS, TENSOR_CORE_KINDS, Workload
 
@@ -44,8 +41,3 @@ def roofline_us(work: Workload, precision: Precision) -> float:
     """Least time of the operator's kernels, microseconds: arithmetic or memory, whichever is longer, and the floor."""
     flops = 2.0 * work.macs if work.macs else float(work.elements_out)
     return 1e6 * max(flops / peak_flops(work, precision), work.bytes_moved / BANDWIDTH) + FLOOR_US
-
-
-def rooflines_us(work: tuple[Workload, ...], precision: Precision) -> npt.NDArray[np.float64]:
-    """`roofline_us` of each operator, shape [n_operators]."""
-    return np.array([roofline_us(w, precision) for w in work], dtype=np.float64)

@@ -29,7 +29,6 @@ ROUND_LARGE = 2 * MIB
 """... rounded up to this (`kRoundLarge`)."""
 
 _ADDRESS_BITS = 64
-_ADDRESS_MASK = (1 << _ADDRESS_BITS) - 1
 _ADDRESS_SPACE = LARGE_BUFFER << 20
 """Virtual bytes of an expandable segment, a whole number of pages of either pool: more than any device has (PyTorch
 reserves 1 1/8 of the device)."""
