@@ -141,9 +141,9 @@ def _on_meta(architecture: Any, config: Any, shown: str) -> torch.nn.Module:
     from transformers.initialization import no_init_weights
 
     with torch.device("meta"), no_init_weights():
-        module: torch.nn.Module = architecture._from_config(config, dtype=torch.float32).eval()
-    if hasattr(module, "tie_weights"):
-        module.tie_weights()  # part of the initialisation that was left out
+        built: Any = architecture._from_config(config, dtype=torch.float32)
+    built.tie_weights()  # part of the initialisation that was left out
+    module: torch.nn.Module = built.eval()
     for name, parameter in module.named_parameters():
         if parameter.numel() > MAX_NUMEL:
             raise ModelFormatError(
