@@ -77,7 +77,7 @@ def program(
         outputs = [storage for storage in lives.allocated[index] if size[storage]]
         known = events[index] if events is not None else None
         if known is not None:
-            steps += _as_recorded(outputs, size, known)
+            steps += _as_recorded(outputs, size, known, oldest_first=operator.kind in COPY_FIRST_KINDS)
         else:
             made = [(storage, size[storage]) for storage in outputs]
             before, after = _pieces(graph, operator, workspaces[index])
@@ -123,8 +123,11 @@ def _cublas(size: int) -> tuple[int, ...]:
     return (size - MIB, MIB) if size > MIB else (size,) if size else ()
 
 
-def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int]) -> list[Step]:
-    """Recorded events with slots given: what is left at the end are the outputs, matched by size, latest first."""
+def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int], *, oldest_first: bool) -> list[Step]:
+    """Recorded events with slots given: what is left at the end are the outputs, matched by size.
+
+    Of equal blocks the latest is taken to be freed, or the oldest where copies are made before the output.
+    """
     steps: list[Step] = []
     live: list[tuple[int, int]] = []
     slot = 0
@@ -134,18 +137,19 @@ def _as_recorded(outputs: list[int], size: list[int], events: Sequence[int]) -> 
             live.append((slot, event))
             steps.append((slot, event))
             continue
-        found = next((item for item in reversed(live) if item[1] == -event), None)
-        if found is not None:
+        equal = [item for item in live if item[1] == -event]
+        if equal:
+            found = equal[0 if oldest_first else -1]
             live.remove(found)
             steps.append((found[0], 0))
     renamed: dict[int, int] = {}
     for storage in outputs:
-        found = next((item for item in reversed(live) if round_size(item[1]) == round_size(size[storage])), None)
-        if found is None:
+        output = next((item for item in reversed(live) if round_size(item[1]) == round_size(size[storage])), None)
+        if output is None:
             steps.append((storage, size[storage]))
         else:
-            live.remove(found)
-            renamed[found[0]] = storage
+            live.remove(output)
+            renamed[output[0]] = storage
     steps = [(renamed.get(name, name), amount) for name, amount in steps]
     return steps + [(name, 0) for name, _ in live]
 
