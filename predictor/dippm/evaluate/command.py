@@ -59,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
         }
         print(json.dumps(body))
         return 0
-    print(f"{len(rows)} cases of {len({r.architecture for r in rows})} architectures, each held back")
+    how = "each held back" if options.heldback is not None else "as the bundle predicts them, seen in training or not"
+    print(f"{len(rows)} cases of {len({r.architecture for r in rows})} architectures, {how}")
     for name, part in sections.items():
         print(f"\n## {name} ({len(part)} cases)\n\n{render(error_table(part))}")
     print("\n## named architectures, without the graph level\n\n" + render(error_table(named, composed=True)))
