@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dippm import hf_files
 from dippm.errors import ArtifactUnreachable, DigestMismatch, ModelFormatError
 
-FORMATS = ("onnx", "pt2", "torchscript", "pickle")
+FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "pickle")
 """Formats that `open_artifact` gives; a `pickle` is only loaded when it is trusted explicitly."""
 
 FRAMEWORKS = {
     "auto": FORMATS,
-    "pytorch": ("pt2", "torchscript", "pickle"),
+    "pytorch": ("pt2", "torchscript", "huggingface", "pickle"),
     "onnx": ("onnx",),
     "torchscript": ("torchscript",),
     "pt2": ("pt2",),
+    "huggingface": ("huggingface",),
 }
 """What a user may call a file, and the formats that answer to it."""
 
@@ -29,9 +31,10 @@ _SPOKEN = {
     "onnx": "an ONNX model",
     "pt2": "a torch.export program (.pt2)",
     "torchscript": "a TorchScript model",
+    "huggingface": "a Hugging Face folder",
     "pickle": "a pickled PyTorch object",
 }
-_CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle", "huggingface"})
+_CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle"})
 _OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
 _HEAD_BYTES = 4096
 
@@ -41,6 +44,7 @@ class Artifact:
     """A model file on disk whose kind is known."""
 
     path: Path
+    """The file, or the folder of a Hugging Face model."""
     format: str
     """One of FORMATS."""
     size_bytes: int
@@ -58,27 +62,42 @@ class Artifact:
 def open_artifact(path: str | Path, *, framework: str = "auto", digest: str | None = None, uri: str = "") -> Artifact:
     """Look at a file and say what model it is.
 
-    `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, `torchscript`, `pt2`), held against the content.
-    `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed.
+    `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
+    `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed; that of a
+    Hugging Face folder (or of the `config.json` in it) is over `config.json` and the headers of the weight files.
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
     path = Path(path)
     shown = uri or str(path)
     try:
-        if path.is_dir():
+        if path.is_dir() and not (path / hf_files.CONFIG).is_file():
             raise ModelFormatError(f"{shown} {_describe_directory(path)}")
+        if path.is_dir():
+            return _open_folder(path, framework, digest, uri or str(path))
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise ArtifactUnreachable(f"{shown} cannot be read: {error.strerror or error}") from None
-    verified = _verify(path, digest, shown) if digest else ""
+    if hf_files.is_config(path, head):
+        return _open_folder(path.parent, framework, digest, uri or str(path))
+    verified = _verify(lambda: sha256_of(path), digest, shown) if digest else ""
     detected = detect(path, head)
     if detected not in FORMATS:
         raise ModelFormatError(f"{shown} {detected}")
     _check_framework(framework, detected, shown)
     return Artifact(path=path, format=detected, size_bytes=size, digest=verified, uri=uri or str(path))
+
+
+def _open_folder(folder: Path, framework: str, digest: str | None, shown: str) -> Artifact:
+    """A Hugging Face folder: its `config.json` and the headers of its weight files are read."""
+    hf_files.read_config(folder, shown)
+    weights = hf_files.read_weight_files(folder, shown)
+    _check_framework(framework, "huggingface", shown)
+    verified = _verify(lambda: hf_files.folder_digest(folder, weights), digest, shown) if digest else ""
+    size = weights.size_bytes + (folder / hf_files.CONFIG).stat().st_size
+    return Artifact(path=folder, format="huggingface", size_bytes=size, digest=verified, uri=shown)
 
 
 def detect(path: Path, head: bytes) -> str:
@@ -91,6 +110,8 @@ def detect(path: Path, head: bytes) -> str:
         if head[offset : offset + len(signature)] == signature:
             return clause
     if _is_safetensors(head):
+        if (path.parent / hf_files.CONFIG).is_file():
+            return f"holds weights only: name the folder, which has the {hf_files.CONFIG} that says what model it is"
         return f"holds weights only (safetensors), no operators: {_OPEN_DOORS}"
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in (2, 3, 4, 5):
         return "pickle"
@@ -184,8 +205,6 @@ def _describe_directory(path: Path) -> str:
     names: Iterable[str] = {p.name for p in path.iterdir()}
     if "saved_model.pb" in names:
         return f"is a TensorFlow SavedModel, a format that is not read yet: {_OPEN_DOORS}"
-    if "config.json" in names:
-        return f"is a Hugging Face folder, a format that is not read yet: {_OPEN_DOORS}"
     return "is a directory: name the model file in it"
 
 
@@ -201,7 +220,7 @@ def _check_framework(framework: str, detected: str, shown: str) -> None:
         raise ModelFormatError(f"{shown} is {_SPOKEN[detected]}, not {framework}: use --framework auto")
 
 
-def _verify(path: Path, digest: str, shown: str) -> str:
+def _verify(actual: Callable[[], str], digest: str, shown: str) -> str:
     algorithm, colon, wanted = digest.rpartition(":")
     if (
         (colon and algorithm != "sha256")
@@ -209,7 +228,7 @@ def _verify(path: Path, digest: str, shown: str) -> str:
         or not all(c in "0123456789abcdef" for c in wanted.lower())
     ):
         raise DigestMismatch(f"digest {digest!r} is not sha256: followed by 64 hexadecimal digits")
-    found = sha256_of(path)
+    found = actual()
     if found != f"sha256:{wanted.lower()}":
         raise DigestMismatch(f"{shown} has digest {found}, not sha256:{wanted.lower()}: was it replaced?")
     return found

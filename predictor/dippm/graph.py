@@ -104,6 +104,10 @@ class ModelGraph:
     batch: int
     format: str = ""
     """The door it came through: `pt2`, `torchscript`, `onnx`, ..."""
+    stored_dtype: str = ""
+    """Float dtype of the weights in the file, where the door builds them in another; empty: that of the parameters."""
+    notes: tuple[str, ...] = ()
+    """What the door did that whoever reads the figures should know, each a sentence."""
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -130,7 +134,8 @@ class ModelGraph:
             operator.pop("source", None)
         for value in body["values"]:
             value.pop("name", None)
-        body.pop("format")
+        for name in ("format", "stored_dtype", "notes"):
+            body.pop(name, None)
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -152,7 +157,7 @@ class ModelGraph:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back."""
-        return {
+        body: dict[str, Any] = {
             "batch": self.batch,
             "format": self.format,
             "inputs": list(self.inputs),
@@ -160,6 +165,11 @@ class ModelGraph:
             "values": [_value_to_dict(v) for v in self.values],
             "operators": [_operator_to_dict(o) for o in self.operators],
         }
+        if self.stored_dtype:
+            body["stored_dtype"] = self.stored_dtype
+        if self.notes:
+            body["notes"] = list(self.notes)
+        return body
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> ModelGraph:
@@ -171,6 +181,8 @@ class ModelGraph:
             outputs=tuple(body["outputs"]),
             batch=body["batch"],
             format=body["format"],
+            stored_dtype=body.get("stored_dtype", ""),
+            notes=tuple(body.get("notes", ())),
         )
 
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from dippm.network.workload import Workload
 
 
-UNCALIBRATED_FACTOR = 1.5
-"""From the estimate to its upper bound where the bundle holds no calibration at all."""
+UNCALIBRATED_RATE = 0.4
+"""Rate of the upper bound (see `dippm.network.calibration`) where a bundle holds no calibration: about 1.5 times
+what is all activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +51,18 @@ def cap(
 ) -> Cap:
     """The cap and its upper bound, which is the largest of what is known to go wrong.
 
-    1. The calibrated factor on the estimate.
+    1. The calibrated bound of the estimate: the more of it is activations, the wider.
     2. Where a measured runtime stands in for another: what lies above weights and inputs, widened by what the measured
-       runtimes differ, then the same factor.
+       runtimes differ, then the same bound.
     3. On an architecture that was never measured other convolution engines are picked: each dense convolution's
        workspace at its bound, bytes in + out + weight, replayed.
     """
     from dippm.network.calibration import UpperBound
 
-    bound = estimates.upper.get("min_cap") or UpperBound(UNCALIBRATED_FACTOR, None, "uncalibrated", 0)
+    bound = estimates.upper.get("min_cap") or UpperBound(UNCALIBRATED_RATE, None, "uncalibrated", 0)
     held = composed.weights_bytes + composed.inputs_bytes
     widened = held + (composed.min_cap_bytes - held) * (PROXY_FACTOR if is_proxy else 1.0)
-    upper = widened * bound.factor
+    upper = bound.above(widened, held)
     if unmeasured_architecture:
         upper = max(upper, _with_bounded_workspaces(graph, case, work, estimates, target))
     return Cap(composed.min_cap_bytes / MIB, upper / MIB, bound, unmeasured_architecture)

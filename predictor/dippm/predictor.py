@@ -137,7 +137,7 @@ def predict_graph(
         format=graph.format,
         seconds=watch.read(),
         predictor_version=VERSION,
-        notes=tuple(_notes(runtime, clock, need, policy, choice)),
+        notes=(*graph_notes(graph, case), *_notes(runtime, clock, need, policy, choice)),
     )
 
 
@@ -165,6 +165,16 @@ def _basis(runtime: runtimes.Resolved, clock: _Clock) -> Basis:
     if runtime.is_proxy:
         return Basis.PROXY
     return Basis.MEASURED if clock.source.product == clock.target.product else Basis.TRANSFERRED
+
+
+def graph_notes(graph: ModelGraph, case: Case) -> Iterator[str]:
+    """What the model's file has to say on the figures: its door's notes, and a dtype that is not the one asked."""
+    yield from graph.notes
+    if graph.stored_dtype and graph.stored_dtype != case.precision.float_dtype:
+        yield (
+            f"the weights are stored as {graph.stored_dtype} and priced as {case.precision.float_dtype}, the precision "
+            f"asked for ({case.precision})"
+        )
 
 
 def _notes(

@@ -76,9 +76,6 @@ def test_what_is_no_open_door_is_named_with_the_way_out(tmp_path: Path, content:
 def test_directories_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="name the model file"):
         open_artifact(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelFormatError, match="Hugging Face"):
-        open_artifact(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(ModelFormatError, match="SavedModel"):
         open_artifact(tmp_path)

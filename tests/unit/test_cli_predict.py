@@ -38,7 +38,7 @@ class Given:
 
     def estimate(self, graph: ModelGraph, case: Case, *, risk_percent: float) -> Estimates:
         count = len(graph.operators)
-        bound = UpperBound(1.1, risk_percent, "known", 100)
+        bound = UpperBound(0.1, risk_percent, "known", 100)
         return Estimates(
             (0,) * count, (20.0,) * count, (1,) * count, (0.01,) * count, (10.0,) * count, 5.0, 1.0, 100.0, {},
             {"min_cap": bound, "reserved": bound}, 1.0,

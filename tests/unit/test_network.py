@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +15,28 @@ import pytest
 import torch
 
 from dippm.case import Case, Mode, Precision, Runtime
+from dippm.evaluate.heldback import FIGURES, read_rows
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.network import bundle as bundle_module
 from dippm.network import lookup
-from dippm.network.bundle import Bundle, NoWeightsError, read_bundle, write_bundle
+from dippm.network.bundle import Bundle, NoWeightsError, load_bundle, read_bundle, write_bundle
 from dippm.network.costs import ENERGY_COLUMNS, EnergyCost, HostCost
 from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS, featurize
 from dippm.network.forward import forward, neighbour_mean
 from dippm.network.model import PMGNS, Hyperparameters
 from dippm.network.schema import BundleMismatchError
 from dippm.network.workload import workloads
+from dippm.replay import replay
+from dippm.train.command import corpus_of, finish
 from dippm.train.corpus import Corpus, Example, OperatorLabels
 from dippm.train.finetune import network_of
 from dippm.train.fit import Costs, assemble, table_of
-from dippm.train.networks import load_network, run, save_network
+from dippm.train.labels import CaseLabels, MeasuredCase
+from dippm.train.networks import job_names, load_network, run, save_network
 from dippm.train.trainer import Scales, Settings, predict_operators, train
 from dippm.vocabulary import KINDS
 
+torch.set_num_threads(1)
 EAGER = Case(4, Precision.FP32, runtime=Runtime.EAGER)
 TINY = Hyperparameters(hidden=48, head=32)
 COSTS = Costs(
@@ -255,13 +264,11 @@ def test_a_bundle_of_other_columns_is_refused(corpus: Corpus, trained: tuple[PMG
         type(schema).from_json(text)
 
 
-def test_an_empty_package_says_that_it_has_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dippm.network import bundle
-
-    monkeypatch.setattr(bundle, "FILE", "nothing.safetensors")
-    bundle.load_bundle.cache_clear()
+def test_an_empty_package_says_that_it_has_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "FILE", "nothing.safetensors")
+    load_bundle.cache_clear()
     with pytest.raises(NoWeightsError, match="dippm train"):
-        bundle.load_bundle()
+        load_bundle()
 
 
 def test_training_resumes_where_it_stopped(corpus: Corpus, tmp_path: Path) -> None:
@@ -314,3 +321,110 @@ def test_corpus_keeps_distinct_rows_once_and_reads_back(corpus: Corpus, tmp_path
     assert again.ids.tolist() == [e.id for e in examples()]
     np.testing.assert_array_equal(again.rows[again.row_of], corpus.rows[corpus.row_of])
     assert math.isclose(float(np.nansum(again.kernel_us)), float(np.nansum(corpus.kernel_us)))
+
+
+def measured_cases() -> list[MeasuredCase]:
+    """The small cases as a data set would hold them, a tenth more memory reserved than the replay says."""
+    out = []
+    for example in examples(10):
+        case, graph, labels = example.case, example.graph, example.operators
+        memory = replay(
+            graph, runtime=case.runtime, allocator=case.allocator, workspaces=labels.workspace_bytes.tolist()
+        )
+        device = (float(labels.kernel_us.sum()) + float(labels.kernels.sum())) / 1e3
+        out.append(
+            MeasuredCase(
+                example,
+                CaseLabels(
+                    weights_bytes=memory.weights_bytes,
+                    inputs_bytes=memory.inputs_bytes,
+                    allocated_bytes=memory.allocated_bytes,
+                    reserved_bytes=1.1 * memory.reserved_bytes,
+                    context_bytes=700.0 * 2**20,
+                    device_ms=device,
+                    host_ms=0.02 + 0.005 * len(graph.operators),
+                    latency_ms=max(device, 0.02 + 0.005 * len(graph.operators)),
+                    energy_j=0.3 * device,
+                ),
+            )
+        )
+    return out
+
+
+def test_training_ends_in_a_bundle_and_in_predictions_of_what_was_held_back(tmp_path: Path) -> None:
+    cases = measured_cases()
+    corpus = corpus_of(cases, tmp_path / "corpus.npz")
+    run(corpus, job_names(nested=False), tmp_path, TINY, Settings(epochs=2, nodes_per_step=64))
+    described = {"device": "H200", "data": "toy"}
+    finish(cases, corpus, tmp_path, tmp_path / "b.safetensors", seed=0, data=described)
+    rows = read_rows(tmp_path / "heldback.csv")
+    assert [r.id for r in rows] == [c.example.id for c in cases]
+    assert {r.group: len({q.fold for q in rows if q.group == r.group}) for r in rows} == dict.fromkeys(
+        (f"group{i}" for i in range(4)), 1
+    )
+    index = FIGURES.index("reserved_bytes")
+    assert all(r.measured[index] == pytest.approx(1.1 * r.composed[index], rel=0.5) for r in rows)
+    bundle = read_bundle(tmp_path / "b.safetensors")
+    estimates = bundle.estimate(cases[0].example.graph, cases[0].example.case)
+    assert estimates.is_known
+    np.testing.assert_allclose(estimates.kernel_us, cases[0].example.operators.kernel_us, rtol=1e-5)
+    assert not estimates.upper["reserved"].calibrated
+    assert bundle.schema.trained_on["cases"] == len(cases)
+    assert corpus_of(cases, tmp_path / "corpus.npz").ids.tolist() == corpus.ids.tolist()
+
+
+FROZEN = Path(__file__).parents[1] / "golden" / "network_frozen.json"
+
+
+def shipped_figures() -> dict[str, dict[str, float]]:
+    """What the shipped bundle says of four small cases, by network alone and with its table."""
+    bundle = load_bundle()
+    out = {}
+    for name, graph in (("cnn", residual_network(16, width=64, size=56)), ("tokens", token_mixer(8, width=256))):
+        for precision in (Precision.FP32, Precision.FP16):
+            case = Case(graph.batch, precision, runtime=Runtime.EAGER)
+            cast = graph.cast(precision.float_dtype)
+            estimates = bundle.estimate(cast, case, use_table=False)
+            out[f"{name}-{precision.value}"] = {
+                "kernel_us": sum(estimates.kernel_us),
+                "kernels": float(sum(estimates.kernels)),
+                "workspace_bytes": float(max(estimates.workspace_bytes)),
+                "host_us": sum(estimates.host_us),
+                "energy_j": sum(estimates.energy_j),
+                "looked_up_us": sum(bundle.estimate(cast, case).kernel_us),
+            }
+    return out
+
+
+def test_the_shipped_weights_say_what_they_said() -> None:
+    """New weights are frozen anew with `python tests/unit/test_network.py` (PYTHONPATH=predictor)."""
+    frozen = json.loads(FROZEN.read_text())
+    figures = shipped_figures()
+    assert figures.keys() == frozen.keys()
+    for name, expected in frozen.items():
+        assert figures[name] == pytest.approx(expected, rel=1e-3), name
+
+
+def test_the_shipped_bundle_is_small_loaded_once_and_says_what_it_was_trained_on() -> None:
+    load_bundle.cache_clear()
+    bundle = load_bundle()
+    assert load_bundle() is bundle
+    assert bundle.device == "H200"
+    assert bundle.schema.trained_on["cases"] >= 500
+    assert bundle.schema.hyper["hidden"] == 512
+    assert set(bundle.schema.statistics) >= {"allocated_bytes", "device_ms", "energy_j"}
+    size = (Path(bundle_module.__file__).parents[1] / "weights" / "pmgns.safetensors").stat().st_size
+    assert size < 12 * 2**20
+
+
+def test_predictions_import_neither_pytorch_nor_pytorch_geometric() -> None:
+    code = (
+        "import sys; from dippm.network.bundle import load_bundle; import dippm.network.compose; load_bundle();"
+        "print([m for m in ('torch', 'torch_geometric', 'tvm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(json.dumps(shipped_figures(), indent=1) + "\n")

@@ -132,9 +132,9 @@ def test_gap_is_what_device_time_has_over_the_kernels() -> None:
 @given(st.lists(st.floats(-0.5, 0.5), min_size=20, max_size=300))
 def test_bounds_of_known_models_cover_and_rise_as_the_risk_falls(scores: list[float]) -> None:
     bounds = calibration.known_bounds(scores)
-    for risk, factor in bounds.items():
-        assert factor >= 1
-        over = sum(s > math.log(factor) + 1e-12 for s in scores)
+    for risk, rate in bounds.items():
+        assert rate >= 0
+        over = sum(s > rate + 1e-12 for s in scores)
         assert over <= len(scores) * risk / 100 + 1e-9
     ordered = [bounds[r] for r in sorted(bounds)]
     assert ordered == sorted(ordered, reverse=True)
@@ -143,10 +143,10 @@ def test_bounds_of_known_models_cover_and_rise_as_the_risk_falls(scores: list[fl
 def test_a_risk_that_too_few_families_support_is_not_stated() -> None:
     scores = {f"family{i}": [0.01 * i, 0.02 * i] for i in range(24)}
     bounds = calibration.unknown_bounds(scores)
-    assert min(bounds) == 4.0
+    assert min(bounds) == 8.0
     bound = calibration.choose(bounds, 1.0, basis="unknown", sample=24, otherwise=2.0)
-    assert bound.risk_percent == 4.0
-    assert bound.factor == pytest.approx(math.exp(0.46))
+    assert bound.risk_percent == 8.0
+    assert bound.rate == pytest.approx(0.42)
 
 
 def test_nothing_measured_is_uncalibrated() -> None:
@@ -154,7 +154,22 @@ def test_nothing_measured_is_uncalibrated() -> None:
     bound = calibration.choose({}, 1.0, basis="known", sample=5, otherwise=1.3)
     assert not bound.calibrated
     assert bound.basis == "uncalibrated"
-    assert bound.factor == 1.3
+    assert bound.rate == 1.3
+
+
+@given(st.floats(1, 1e12), st.floats(0, 1), st.floats(0, 3))
+def test_a_bound_is_never_under_its_estimate_and_widens_with_the_activations(
+    estimate: float, share: float, rate: float
+) -> None:
+    bound = calibration.UpperBound(rate, 5.0, "unknown", 43)
+    upper = bound.above(estimate, resident=estimate * (1 - share))
+    assert estimate <= upper <= estimate * bound.factor * (1 + 1e-9)
+    assert upper >= bound.above(estimate, resident=estimate) * (1 - 1e-9)
+
+
+def test_a_score_is_what_brings_the_estimate_up_to_the_measurement() -> None:
+    bound = calibration.UpperBound(calibration.score(150.0, 100.0, 60.0), 5.0, "known", 100)
+    assert bound.above(100.0, 60.0) == pytest.approx(150.0)
 
 
 @given(st.lists(st.sampled_from([f"family{i}" for i in range(12)]), min_size=12, max_size=200))

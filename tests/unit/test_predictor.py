@@ -44,12 +44,12 @@ class Given:
     device: str = "H200"
     kernel_us: float = 100.0
     host_us: float = 10.0
-    factor: float = 1.1
+    rate: float = 0.1
     risk_percent: float | None = 1.0
 
     def estimate(self, graph: ModelGraph, case: Case, *, risk_percent: float) -> Estimates:
         count = len(graph.operators)
-        bound = UpperBound(self.factor, self.risk_percent, "known", 100)
+        bound = UpperBound(self.rate, self.risk_percent, "known", 100)
         return Estimates(
             workspace_bytes=(0,) * count,
             kernel_us=(self.kernel_us,) * count,

@@ -23,6 +23,7 @@ examples:
   dippm predict resnet50.onnx --batch 32
   dippm predict vgg16.pt --framework pytorch --batch 32 --input 3,224,224 --device A100
   dippm predict bert.pt2 --batch 8 --input ids=128:int64 --precision fp16 --json
+  dippm predict ./Llama-2-7b-hf --batch 1 --input 512 --precision fp16
   dippm predict resnet50.onnx --batch 32 --max-latency 20 --allow 1g.5gb --allow 2g.10gb
 """
 
@@ -30,7 +31,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dippm predict`."""
     parser.epilog = EPILOG
-    parser.add_argument("model", metavar="MODEL", help="model file (.onnx, .pt2, TorchScript .pt)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="model file (.onnx, .pt2, TorchScript .pt), or a Hugging Face folder"
+    )
     parser.add_argument(
         "--framework", default="auto", metavar="NAME", help="format of the file (default: auto, by content)"
     )

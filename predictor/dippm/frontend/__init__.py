@@ -1,7 +1,7 @@
 """The front door: a model file (or a module in memory) in, one `ModelGraph` out.
 
-`Artifact -> Relax IR -> ModelGraph`. The doors are `.pt2` (torch.export), TorchScript and ONNX. Importing this package
-is light; torch and TVM are imported by the door that a file goes through.
+`Artifact -> Relax IR -> ModelGraph`. The doors are `.pt2` (torch.export), TorchScript, ONNX and Hugging Face folders.
+Importing this package is light; torch, TVM and transformers are imported by the door that a file goes through.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class WarmParent:
     def _start(self) -> None:
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        environment.update(dict.fromkeys(_ONE_THREAD, "1"))
+        environment.update(dict.fromkeys(_ONE_THREAD, "1"), HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dippm.case import Case
 from dippm.errors import DippmError
 from dippm.graph import ModelGraph
-from dippm.network import calibration, lookup, workspace
+from dippm.network import calibration, lookup, rules, workspace
 from dippm.network.costs import EnergyCost, HostCost
 from dippm.network.featurizer import Featurized, featurize
 from dippm.network.forward import Array, forward, standardise
@@ -153,7 +153,7 @@ class Bundle:
         basis = "known" if known else "unknown"
         return {
             target: calibration.choose(
-                {float(risk): factor for risk, factor in body[basis].items()},
+                {float(risk): rate for risk, rate in body[basis].items()},
                 risk_percent,
                 basis=basis,
                 sample=int(body[f"{basis}_sample"]),
@@ -174,7 +174,7 @@ class Bundle:
                 out.append(int(self.table.workspace_bytes[row]))
             elif work.is_view:
                 out.append(0)
-            elif work.kind not in measured:
+            elif work.kind not in measured or work.kind in rules.ALWAYS:
                 out.append(features.rules[index])
             else:
                 out.append(workspace.workspace_bytes(work, int(classes[index]), float(ratios[index])))

@@ -17,10 +17,11 @@ import numpy.typing as npt
 from dippm.case import Case, Mode, Precision, Runtime
 from dippm.features import node_features, static_features
 from dippm.graph import ModelGraph
+from dippm.network.guess import guessed_workspaces
 from dippm.network.roofline import on_tensor_cores, peak_flops, roofline_us
-from dippm.network.strides import is_channels_last, is_contiguous, strides_of
+from dippm.network.rules import workspace_rules
+from dippm.network.strides import Strides, is_channels_last, is_contiguous, strides_of
 from dippm.network.workload import Workload, workloads
-from dippm.replay.workspace import workspace_bytes
 from dippm.vocabulary import INDEX
 
 VERSION = 1
@@ -78,7 +79,7 @@ class Featurized:
     kinds: npt.NDArray[np.int64]
     """[n_operators], indices into `dippm.vocabulary.KINDS`."""
     rules: tuple[int, ...]
-    """Workspace of each operator by the rule of its kind (`dippm.replay.workspace`), bytes."""
+    """Workspace of each operator by the rule of its kind (`dippm.network.rules`), bytes."""
     edges: npt.NDArray[np.int64]
     """[2, n_edges]: source, destination; data flow and its reverse, sorted by destination."""
     statics: npt.NDArray[np.float32]
@@ -97,12 +98,14 @@ def featurize(graph: ModelGraph, case: Case) -> Featurized:
     """Arrays of a graph that is already cast to the case's precision."""
     work = workloads(graph)
     paper = np.asarray(node_features(graph), dtype=np.float32).reshape(len(work), PAPER_WIDTH)
-    rules = workspace_bytes(graph)
-    nodes = np.concatenate([paper, _node_rows(work, case), _layout_rows(graph), _rule_rows(rules)], axis=1)
+    strides = strides_of(graph)
+    nodes = np.concatenate(
+        [paper, _node_rows(work, case), _layout_rows(graph, strides), _rule_rows(guessed_workspaces(graph))], axis=1
+    )
     return Featurized(
         work=work,
         nodes=nodes,
-        rules=rules,
+        rules=workspace_rules(graph, case, work, strides),
         kinds=np.array([INDEX.get(w.kind, 0) for w in work], dtype=np.int64),
         edges=both_ways(graph.edges),
         statics=_static_row(graph, case, work),
@@ -133,9 +136,8 @@ def _node_rows(work: Sequence[Workload], case: Case) -> npt.NDArray[np.float32]:
     return rows.astype(np.float32)
 
 
-def _layout_rows(graph: ModelGraph) -> npt.NDArray[np.float32]:
+def _layout_rows(graph: ModelGraph, strides: Sequence[Strides]) -> npt.NDArray[np.float32]:
     """How the operands of each operator lie in memory, [n, len(_LAYOUT_COLUMNS)]."""
-    strides = strides_of(graph)
     shapes = [value.spec.shape for value in graph.values]
     rows = np.ones((len(graph.operators), len(_LAYOUT_COLUMNS)), dtype=np.float32)
     rows[:, [1, 3, 6]] = 0.0

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dippm.case import Case
-from dippm.graph import ModelGraph
+from dippm.graph import ModelGraph, Operator
+from dippm.network import attention
 from dippm.signature import signature
 
 
@@ -40,8 +41,21 @@ EMPTY = Table(
 
 
 def operator_keys(graph: ModelGraph, case: Case) -> npt.NDArray[np.uint64]:
-    """Key of each operator, [n]: signature, precision (it decides TF32) and whether gradients are recorded."""
-    return np.array([key(signature(graph, index), case) for index in range(len(graph.operators))], dtype=np.uint64)
+    """Key of each operator, [n]: signature, precision (it decides TF32) and whether gradients are recorded.
+
+    Attention with a mask is told apart by runtime too: the eager call may leave the mask away.
+    """
+    return np.array(
+        [
+            key(signature(graph, index) + (case.runtime.value if _is_masked(operator) else ""), case)
+            for index, operator in enumerate(graph.operators)
+        ],
+        dtype=np.uint64,
+    )
+
+
+def _is_masked(operator: Operator) -> bool:
+    return operator.kind == attention.KIND and len(operator.inputs) > 3
 
 
 def key(text: str, case: Case) -> int:

@@ -41,7 +41,7 @@ class Schema:
     energy: Mapping[str, float]
     """Coefficients by `dippm.network.costs.ENERGY_COLUMNS`."""
     bounds: Mapping[str, Mapping[str, Any]]
-    """By target (`min_cap`, `reserved`): `known` and `unknown` factors by risk, sample sizes, and `otherwise`."""
+    """By target (`min_cap`, `reserved`): `known` and `unknown` rates by risk, sample sizes, and `otherwise`."""
     statistics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Count, median and range of each label."""
     trained_on: Mapping[str, Any] = field(default_factory=dict)

@@ -34,6 +34,9 @@ from dippm.train.labels import TARGETS, MeasuredCase
 from dippm.train.trainer import Scales
 from dippm.vocabulary import KINDS
 
+LEAST_GAIN = 0.03
+"""The graph level is used for a target where it took so much off the error of held-back cases; less is chance."""
+
 Index = npt.NDArray[np.int64]
 
 
@@ -187,7 +190,8 @@ def shrink_of(measured: npt.NDArray[np.float32], predicted: npt.NDArray[np.float
         y, x = measured[known, column], predicted[known, column]
         grid = (0.0, 0.25, 0.5, 0.75, 1.0)
         errors = [float(np.abs(y - share * x).mean()) for share in grid]
-        out[name] = grid[int(np.argmin(errors))]
+        best = int(np.argmin(errors))
+        out[name] = grid[best] if errors[best] < (1 - LEAST_GAIN) * errors[0] else 0.0
     return out
 
 
