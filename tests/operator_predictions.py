@@ -5,13 +5,19 @@ from __future__ import annotations
 from dippm.case import Case
 from dippm.policy import DEFAULT_POLICY, Policy, candidate, choose
 from dippm.prediction import Basis, Prediction
-from dippm.profiles import resolve_device
+from dippm.profiles import Device, resolve_device
 
 
-def prediction_of(required_mib: float, *, case: Case | None = None, policy: Policy = DEFAULT_POLICY) -> Prediction:
-    """A prediction whose requirement is so many MiB on every profile of the case's device."""
+def prediction_of(
+    required_mib: float,
+    *,
+    case: Case | None = None,
+    policy: Policy = DEFAULT_POLICY,
+    device: Device | None = None,
+) -> Prediction:
+    """A prediction whose requirement is so many MiB on every profile of the device (else of the case's)."""
     case = case or Case(batch=1)
-    device = resolve_device(case.device)
+    device = device or resolve_device(case.device)
     candidates = tuple(
         candidate(p, required_mib=required_mib, required_upper_mib=required_mib, latency_ms=70 / p.compute)
         for p in (device.with_full_gpu() if policy.allow_full_gpu else device.profiles)

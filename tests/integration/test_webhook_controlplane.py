@@ -206,7 +206,10 @@ def admitted(control_plane, namespace, body):
             {"device": "A100-SXM4-40GB", "policy": {"allowedProfiles": ["1g.5gb", "9g.90gb"]}},
             "spec.policy.allowedProfiles: A100-SXM4-40GB has no MIG profile '9g.90gb'",
         ),
-        ({"model": {"uri": "pvc://models/resnet50.onnx"}}, "spec.model.uri begins with pvc:"),
+        (
+            {"model": {"uri": "pvc://models/resnet50.onnx"}},
+            "spec.model.uri: pvc comes in a later version",
+        ),
         ({"policy": {"onOutOfMemory": "Bump"}}, "spec.policy.onOutOfMemory: Bump is not served by this version yet"),
         ({"policy": {"repair": "Evict"}}, "spec.policy.repair: Evict is not served by this version yet"),
         (

@@ -179,7 +179,7 @@ async def test_host_that_is_not_there(fetcher: Fetcher, unused_tcp_port: int) ->
 
 
 async def test_schemes_of_later_versions_say_so(fetcher: Fetcher) -> None:
-    with pytest.raises(ArtifactUnreachable, match=r"comes in a later version; this one fetches https://"):
+    with pytest.raises(ArtifactUnreachable, match=r"^pvc://claim/m: pvc comes in a later version; give the"):
         async with fetcher.open("pvc://claim/m"):
             pass
 
@@ -259,6 +259,29 @@ def test_blocked_addresses(address: str, blocked: bool) -> None:
 
 def test_messages_hide_credentials() -> None:
     assert shown("https://user:secret@host/a?token=secret#x") == "https://host/a"
+    assert [shown(u) for u in ("file:a/b", "file:/a", "file:///a")] == ["file:a/b", "file:/a", "file:///a"]
+    assert shown("oci://host/name@sha256:aa") == "oci://host/name@sha256:aa"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user:secret@127.0.0.1:1/m.onnx?token=secret",
+        "s3://user:secret@bucket/?token=secret",
+        "gs://user:secret@bucket/?token=secret",
+        "hf://user:secret@host/model?token=secret",
+        "oci://user:secret@host/model?token=secret",
+        "pvc://user:secret@claim/m?token=secret",
+        "ftp://user:secret@host/m?token=secret",
+        "file://user:secret@host/m?token=secret",
+        "file:///nowhere/m?token=secret",
+    ],
+)
+async def test_no_message_says_what_a_uri_hides(uri: str, fetcher: Fetcher) -> None:
+    with pytest.raises(ArtifactUnreachable) as caught:
+        async with fetcher.open(uri):
+            pass
+    assert "secret" not in str(caught.value)
 
 
 async def test_file_uris_stay_below_their_root(tmp_path: Path, fetcher: Fetcher) -> None:

@@ -74,7 +74,7 @@ class World:
         self.questions.append(question)
         if self.failure is not None:
             raise self.failure
-        return prediction_of(self.required_mib, case=question.case, policy=question.policy)
+        return prediction_of(self.required_mib, case=question.case, policy=question.policy, device=question.device)
 
     def create(self, **spec: Any) -> None:
         body = {
@@ -268,6 +268,50 @@ async def test_device_and_slice_follow_the_nodes(world: World) -> None:
     assert world.condition("Placeable") == ("True", "NodeOffersProfile")
 
 
+async def test_other_sizes_in_the_labels_of_nodes_are_another_answer(world: World) -> None:
+    """`usableMiB` and what fits are of the slices as they are now, not as they were when the model was uploaded."""
+    a30 = node("NVIDIA-A30", **{"1g_6gb": "4"})
+    world.state.see_node("ADDED", copy.deepcopy(a30))
+    world.create()
+    await world.look()
+    await world.look()
+    assert len(world.questions) == 1
+    a30["metadata"]["labels"]["nvidia.com/mig-1g.6gb.memory"] = "1500"
+    world.state.see_node("MODIFIED", copy.deepcopy(a30))
+    await world.look()
+    assert len(world.questions) == 2
+    smallest = world.status["candidates"][0]
+    assert (smallest["profile"], smallest["usableMiB"], smallest["fits"]) == ("1g.6gb", 1500, False)
+    await world.look()
+    world.restart()
+    await world.look()
+    world.state.see_node("DELETED", a30)
+    world.edit(device="A30")
+    await world.look()
+    assert len(world.questions) == 3, "an edit is another question; a node that goes is none"
+    world.state.see_node("ADDED", a30)
+    world.failure = UnsupportedOperator("model.onnx: the operator com.acme.Magic is not known.")
+    await world.look()
+    await world.look()
+    assert len(world.questions) == 4, "a failure waits for its next look"
+
+
+async def test_ghost_is_dropped_and_not_tried_for_ever(world: World) -> None:
+    """The watch missed that the object went: its status cannot be written."""
+    world.create()
+    del world.server.objects[INFERENCE_JOBS, KEY[0], KEY[1]]
+    assert await world.look() is None
+    assert world.state.inference_job(KEY) is None
+    assert world.event_reasons() == []
+
+
+async def test_ghost_that_cannot_be_read_is_dropped_too(world: World) -> None:
+    world.create(template=None)
+    del world.server.objects[INFERENCE_JOBS, KEY[0], KEY[1]]
+    assert await world.look() is None
+    assert world.state.inference_job(KEY) is None
+
+
 async def test_job_is_not_made_for_a_slice_that_nobody_offers_and_is_once_somebody_does(world: World) -> None:
     world.required_mib = 30_000
     world.create()
@@ -317,6 +361,22 @@ async def test_template_whose_container_cannot_be_told_makes_no_job(world: World
     await world.look()
     assert world.condition("Ready") == ("False", "NoContainer")
     assert world.jobs() == []
+    told = world.event_reasons()
+    assert told.count("NoContainer") == 1
+    await world.look()
+    assert world.event_reasons() == told, "the same news is told once"
+
+
+async def test_refusal_of_the_job_is_told_once(world: World) -> None:
+    world.server.refusal = "exceeded quota"
+    world.create()
+    await world.look()
+    await world.look()
+    assert world.condition("Ready") == ("False", "JobRefused")
+    assert world.event_reasons().count("JobRefused") == 1
+    world.server.refusal = ""
+    await world.look()
+    assert world.condition("Ready") == ("True", "JobMade")
 
 
 async def test_finished_job_says_how_it_ended(world: World) -> None:

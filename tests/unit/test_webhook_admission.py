@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,15 +16,15 @@ from tests.strategies import inference_jobs, json_values, labelled_pods
 from tests.unit.webhook_stand_ins import answer_of
 
 from dippm.errors import ManifestError
-from dippm_operator.fetch.fetcher import LATER
 from dippm_operator.kube.api import ApiFailure
 from dippm_operator.resource import parse_inference_job
-from dippm_operator.resource.names import URI_SCHEMES
+from dippm_operator.resource.names import FETCHED_SCHEMES, URI_SCHEMES
+from dippm_operator.resource.served import not_served
 from dippm_operator.webhook.admit import admit
 from dippm_operator.webhook.calculate import Facts, calculate_patches, needs_owner_age, needs_quota
 from dippm_operator.webhook.metrics import Metrics
 from dippm_operator.webhook.review import Answer, Review, read_review, write_review
-from dippm_operator.webhook.rules import FETCHED_SCHEMES
+from dippm_operator.webhook.rules import check_job
 from dippm_operator.webhook.unknown import age_seconds
 
 facts = st.builds(
@@ -207,8 +208,44 @@ async def test_a_label_that_is_no_name_asks_for_nothing() -> None:
     assert (await answer_of(None, {}, review_of(body)))["auditAnnotations"] == {"reason": "NoSuchJob"}
 
 
-def test_schemes_that_are_refused_are_those_that_are_not_fetched() -> None:
-    assert set(FETCHED_SCHEMES) == set(URI_SCHEMES) - set(LATER)
+def job_with(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "dippm.dev/v1alpha1",
+        "kind": "InferenceJob",
+        "metadata": {"name": "web", "namespace": "vision"},
+        "spec": {
+            "model": {"uri": "https://models/m.onnx"},
+            "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
+            "batchSize": 1,
+            **spec,
+        },
+    }
+
+
+@pytest.mark.parametrize("scheme", URI_SCHEMES)
+def test_a_scheme_is_refused_unless_it_is_fetched(scheme: str) -> None:
+    job = parse_inference_job(job_with(model={"uri": f"{scheme}://models/resnet50.onnx"}))
+    if scheme in FETCHED_SCHEMES:
+        check_job(job)
+        return
+    with pytest.raises(ManifestError, match=f"spec.model.uri: {scheme} comes in a later version; give the model by"):
+        check_job(job)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"policy": {"onOutOfMemory": "Bump"}},
+        {"policy": {"repair": "Evict"}},
+        {"policy": {"allocation": "DRA"}},
+        {"generation": {"maxContextTokens": 8, "maxNewTokens": 4}},
+    ],
+)
+def test_what_has_no_effect_yet_is_refused_with_the_sentence_that_the_controller_tells(part: dict[str, Any]) -> None:
+    job = parse_inference_job(job_with(**part))
+    (sentence,) = not_served(job.spec)
+    with pytest.raises(ManifestError, match=re.escape(f"InferenceJob {job.metadata.name}: {sentence}")):
+        check_job(job)
 
 
 async def test_a_job_that_is_going_away_may_lose_its_finalizers() -> None:

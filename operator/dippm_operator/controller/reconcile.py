@@ -11,9 +11,9 @@ from dippm.errors import ManifestError
 from dippm_operator.controller import events, pods, waiting
 from dippm_operator.controller.conditions import ready, verdict_of, with_verdicts
 from dippm_operator.controller.resolve import Resolver
-from dippm_operator.controller.state import Body, ClusterState, Key
+from dippm_operator.controller.state import DELETED, Body, ClusterState, Key, key_of
 from dippm_operator.controller.workload import Workloads
-from dippm_operator.kube import ApiClient
+from dippm_operator.kube import ApiClient, ApiFailure
 from dippm_operator.resource import (
     Condition,
     ConditionType,
@@ -104,25 +104,26 @@ class Reconciler:
         news = outcome.news + events.changes(job.status.conditions, conditions)
         if job.status.observed_generation != job.metadata.generation:
             news += [events.News(True, "NotServedYet", sentence) for sentence in not_served(job.spec)]
-        await self._write(body, job.status, status)
+        if not await self._write(body, job.status, status):
+            return None
         if waiting.just_predicted(job, now_fits=recommendation is not None and recommendation.fits):
             woken = await waiting.wake(self._api, job, now)
             news += [events.News(False, "RetryAsked", f"ReplicaSet {name} may make its pods now.") for name in woken]
         await events.post(self._api, job, news, instance=self._identity, now=now)
         return max((resolution.next_look - now).total_seconds(), 1.0)
 
-    async def _write(self, body: Body, previous: InferenceJobStatus, status: InferenceJobStatus) -> None:
-        """Replace the status where it differs. A conflict is an ApiFailure of 409: somebody wrote in between."""
+    async def _write(self, body: Body, previous: InferenceJobStatus, status: InferenceJobStatus) -> bool:
+        """Replace the status where it differs; False where the object is gone."""
         if status == previous and body.get("status"):
-            return
+            return True
         metadata = body["metadata"]
         replaced = dict(body) | {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
-        written = await self._api.replace(f"{_path(metadata)}/status", replaced)
-        self._state.see_inference_job(None, written)
+        if not await self._replace_status(body, replaced):
+            return False
         chosen, stand = status.recommendation, status.condition(ConditionType.READY)
         logger.info(
             "%s/%s: profile %s, ready %s (%s)",
@@ -132,6 +133,25 @@ class Reconciler:
             stand.status if stand is not None else "Unknown",
             stand.reason if stand is not None else "",
         )
+        return True
+
+    async def _replace_status(self, body: Body, replaced: Body) -> bool:
+        """Whether there was an object whose status could be replaced.
+
+        A conflict is an ApiFailure of 409: somebody wrote in between. On 404 the watch missed that the object went (or
+        is about to tell): it is dropped here, or it would be tried again for ever.
+        """
+        try:
+            written = await self._api.replace(f"{_path(body['metadata'])}/status", replaced)
+        except ApiFailure as failure:
+            if failure.code != 404:
+                raise
+            if self._state.inference_job(key_of(body)) is body:  # else another one of that name has come meanwhile
+                self._state.see_inference_job(DELETED, body)
+            self._resolver.forget(body["metadata"].get("uid", ""))
+            return False
+        self._state.see_inference_job(None, written)
+        return True
 
     async def _refuse(self, body: Body, error: ManifestError) -> None:
         """An object that the schema let through and that still cannot be read."""
@@ -147,8 +167,8 @@ class Reconciler:
             "observedGeneration": generation,
             "conditions": [c.model_dump(mode="json", by_alias=True, exclude_none=True) for c in conditions],
         }
-        written = await self._api.replace(f"{_path(metadata)}/status", dict(body) | {"status": status})
-        self._state.see_inference_job(None, written)
+        if not await self._replace_status(body, dict(body) | {"status": status}):
+            return
         logger.warning("%s/%s: %s", metadata.get("namespace"), metadata["name"], error)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dippm.errors import ArtifactError, ArtifactUnreachable, DippmError, ModelFormatError, UnknownDevice
 from dippm.prediction import Prediction
-from dippm.profiles import resolve_device
+from dippm.profiles import FULL_GPU, Device, resolve_device
 from dippm_operator.controller.conditions import timestamp, verdict_of
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.secrets import SecretReader
 from dippm_operator.controller.worker import PredictorStopped
 from dippm_operator.fetch import Fetched, Fetcher, shown
 from dippm_operator.predict import Question, question_for
-from dippm_operator.resource import ConditionType, InferenceJob, InferenceJobStatus, ModelStatus
+from dippm_operator.resource import CandidateStatus, ConditionType, InferenceJob, InferenceJobStatus, ModelStatus
 from dippm_operator.sizing.decision import Verdict, case_of, decide, policy_of
 from dippm_operator.sizing.inventory import Inventory
 
@@ -82,7 +82,8 @@ class Resolver:
             return _failed(job, job.status, error, now + _interval(job))
         attempt = self._attempts.get(uid) or self._from_status(job)
         same = attempt is not None and (attempt.generation, attempt.device) == (generation, device)
-        if attempt is not None and same and now < attempt.resolution.next_look:
+        sized = attempt is None or _sized_alike(attempt.resolution, known)
+        if attempt is not None and same and sized and now < attempt.resolution.next_look:
             self._attempts[uid] = attempt
             return attempt.resolution
         answer = attempt.resolution.answer if attempt is not None else job.status
@@ -110,7 +111,7 @@ class Resolver:
         async with self._fetcher.open(model.uri, digest=model.digest, credentials=credentials) as artifact:
             self._metrics.fetched_bytes.inc(artifact.fetched_bytes)
             resolved = Verdict(True, "ArtifactResolved", f"{shown(model.uri)} has {artifact.size_bytes} bytes.")
-            if answer.model is not None and self._is_current(job, answer, device, artifact):
+            if answer.model is not None and self._is_current(job, answer, device, inventory, artifact):
                 model_status = answer.model.model_copy(update={"resolved_at": timestamp(now)})
                 answer = answer.model_copy(update={"model": model_status})
                 return Resolution(answer, resolved, _predicted(answer), next_look)
@@ -142,8 +143,10 @@ class Resolver:
         resolution = Resolution(status, resolved, predicted, next_look)
         return _Attempt(status.observed_generation, status.prediction.device, resolution, 0)
 
-    def _is_current(self, job: InferenceJob, answer: InferenceJobStatus, device: str, artifact: Fetched) -> bool:
-        """Whether the answer in the status is to this very question about this very artifact."""
+    def _is_current(
+        self, job: InferenceJob, answer: InferenceJobStatus, device: str, inventory: Inventory, artifact: Fetched
+    ) -> bool:
+        """Whether the answer in the status is to this very question about this very artifact and these slices."""
         model, needs, status = answer.model, answer.prediction, job.status
         if model is None or needs is None or status.observed_generation != job.metadata.generation:
             return False
@@ -156,7 +159,24 @@ class Resolver:
             same_artifact
             and verdict_of(status.condition(ConditionType.PREDICTED)).status is True
             and (needs.predictor_version, needs.device) == (self._version, device)
+            and _slices_are(answer.candidates, inventory.device(device))
         )
+
+
+def _sized_alike(resolution: Resolution, device: Device | None) -> bool:
+    """Whether a prediction that is in force is for the slices that the nodes' labels tell of now.
+
+    True without a prediction of this spec: a failure waits for its own next look, whatever the nodes say.
+    """
+    return resolution.predicted.status is not True or _slices_are(resolution.answer.candidates, device)
+
+
+def _slices_are(candidates: Sequence[CandidateStatus], device: Device | None) -> bool:
+    """Whether the candidates are this device's slices at their sizes; True where no node has the device now."""
+    if device is None:
+        return True
+    predicted = {c.profile: c.usable_mib for c in candidates if c.profile != FULL_GPU}
+    return predicted == {p.name: p.usable_mib for p in device.profiles}
 
 
 def _interval(job: InferenceJob) -> timedelta:

@@ -10,7 +10,7 @@ from dippm_operator.controller.events import News
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.state import ClusterState
 from dippm_operator.kube import ApiClient, ApiFailure
-from dippm_operator.resource import InferenceJob, PolicyMode, WorkloadStatus, group_of
+from dippm_operator.resource import ConditionType, InferenceJob, PolicyMode, WorkloadStatus, group_of
 from dippm_operator.resource.names import TEMPLATE_ANNOTATION
 from dippm_operator.sizing.decision import Verdict
 from dippm_operator.sizing.job import job_name, render_job, template_digest
@@ -104,7 +104,8 @@ class Workloads:
         sizing, name = rendered.sizing, rendered.manifest["metadata"]["name"]
         news = [News(True, sizing.reason, warning) for warning in sizing.warnings]
         if not sizing.sized and sizing.reason not in _MADE_AS_WRITTEN:
-            return Outcome(previous, Verdict(False, sizing.reason, " ".join(sizing.warnings)), news=news)
+            verdict = Verdict(False, sizing.reason, " ".join(sizing.warnings))
+            return Outcome(previous, verdict, news=_unless_told(job, verdict, news))
         try:
             created = await self._api.create(_jobs(job), rendered.manifest)
         except ApiFailure as failure:
@@ -112,7 +113,8 @@ class Workloads:
                 return await self._adopt(job, name, previous)
             if failure.code in (400, 403, 422):  # what the API server says will not change by asking again at once
                 verdict = Verdict(False, "JobRefused", f"the API server refused Job {name}: {failure.message}")
-                return Outcome(previous, verdict, news=[News(True, verdict.reason, verdict.message)])
+                refused = [News(True, verdict.reason, verdict.message)]
+                return Outcome(previous, verdict, news=_unless_told(job, verdict, refused))
             raise
         self._metrics.jobs_created.inc()
         self._state.see_job(None, created)
@@ -132,6 +134,12 @@ class Workloads:
 def _workload(reference: Mapping[str, Any]) -> tuple[str, str, str]:
     """As `TargetReference.workload`, of a job that may not be readable as a whole."""
     return group_of(str(reference.get("apiVersion"))), str(reference.get("kind")), str(reference.get("name"))
+
+
+def _unless_told(job: InferenceJob, verdict: Verdict, news: list[News]) -> list[News]:
+    """The news, or none where Ready has that reason since an earlier look: what stands still is no Event. Pure."""
+    before = job.status.condition(ConditionType.READY)
+    return [] if before is not None and before.reason == verdict.reason else news
 
 
 def _jobs(job: InferenceJob) -> str:

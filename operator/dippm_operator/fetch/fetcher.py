@@ -26,9 +26,7 @@ from dippm_operator.fetch.result import Fetched
 from dippm_operator.fetch.s3 import s3_request
 from dippm_operator.fetch.source import Source
 from dippm_operator.fetch.take import take
-
-LATER = frozenset({"pvc"})
-"""Schemes of the resource that this version has no client for yet."""
+from dippm_operator.resource.names import not_fetched
 
 
 class Fetcher:
@@ -60,15 +58,8 @@ class Fetcher:
         if scheme == "file":
             yield await asyncio.to_thread(fetch_file, uri, limits=self._limits, digest=digest)
             return
-        if scheme in LATER:
-            raise ArtifactUnreachable(
-                f"{uri}: {scheme}:// comes in a later version; "
-                "this one fetches https://, http://, s3://, gs://, hf://, oci:// and file: URIs."
-            )
-        if scheme not in ("http", "https", "s3", "gs", "hf", "oci"):
-            raise ArtifactUnreachable(
-                f"{uri}: {scheme or 'no scheme'} is not fetched; use https://, s3://, gs://, hf://, oci:// or file:."
-            )
+        if why := not_fetched(scheme):
+            raise ArtifactUnreachable(f"{shown(uri)}: {why}.")
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
             source = await self._source(uri, scheme, credentials)

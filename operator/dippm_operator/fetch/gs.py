@@ -14,7 +14,7 @@ import aiohttp
 
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.credentials import Credentials
-from dippm_operator.fetch.http import spoken
+from dippm_operator.fetch.http import shown, spoken
 
 KEY = "gcloud-application-credentials.json"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
@@ -26,7 +26,7 @@ def gs_url(uri: str, endpoint: str) -> str:
     parts = urlsplit(uri)
     bucket, name = parts.netloc, unquote(parts.path).lstrip("/")
     if not bucket or not name or name.endswith("/"):
-        raise ArtifactUnreachable(f"{uri} names no object; write gs://BUCKET/PATH/model.onnx.")
+        raise ArtifactUnreachable(f"{shown(uri)} names no object; write gs://BUCKET/PATH/model.onnx.")
     return f"{endpoint}/download/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}?alt=media"
 
 

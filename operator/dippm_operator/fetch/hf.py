@@ -19,7 +19,7 @@ from yarl import URL
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
 from dippm_operator.fetch.address import check_host
 from dippm_operator.fetch.credentials import Credentials
-from dippm_operator.fetch.http import spoken
+from dippm_operator.fetch.http import shown, spoken
 from dippm_operator.fetch.limits import FetchLimits
 
 MODEL_SUFFIXES = (".onnx", ".pt2", ".pt", ".ts")
@@ -42,7 +42,7 @@ def parse_hf(uri: str) -> HubFile:
     """Take a URI apart. Raises ArtifactUnreachable."""
     match = _URI.fullmatch(uri)
     if match is None or ".." in uri.split("/"):
-        raise ArtifactUnreachable(f"{uri} is not hf://OWNER/MODEL[:REVISION][/PATH]; write it so.")
+        raise ArtifactUnreachable(f"{shown(uri)} is not hf://OWNER/MODEL[:REVISION][/PATH]; write it so.")
     return HubFile(f"{match['owner']}/{match['model']}", match["revision"] or "main", unquote(match["path"] or ""))
 
 
@@ -66,11 +66,12 @@ def only_model(uri: str, paths: Iterable[str]) -> str:
         return found[0]
     if not found:
         raise ArtifactUnreachable(
-            f"{uri} holds no file with a model's operators (.onnx, .pt2, TorchScript); weights alone are not read "
-            "yet: export the model, or name another repository."
+            f"{shown(uri)} holds no file with a model's operators (.onnx, .pt2, TorchScript); weights alone are not "
+            "read yet: export the model, or name another repository."
         )
-    shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-    raise ArtifactUnreachable(f"{uri} holds several models ({shown}); name one: {uri.rstrip('/')}/{found[0]}.")
+    some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    name = shown(uri).rstrip("/")
+    raise ArtifactUnreachable(f"{name} holds several models ({some}); name one: {name}/{found[0]}.")
 
 
 async def list_files(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from yarl import URL
@@ -42,7 +42,10 @@ def client(limits: FetchLimits) -> aiohttp.ClientSession:
 def shown(uri: str) -> str:
     """The URI without user, password and query: they may be secrets, and messages are read by others."""
     parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    scheme = f"{parts.scheme}:" if parts.scheme else ""
+    # Not urlunsplit, which makes file:a an absolute path.
+    host = f"//{parts.netloc.rpartition('@')[2]}" if uri[len(scheme) :].startswith("//") else ""
+    return f"{scheme}{host}{parts.path}"
 
 
 @contextmanager

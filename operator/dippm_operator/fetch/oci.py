@@ -22,7 +22,7 @@ from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
 from dippm_operator.fetch.address import check_host
 from dippm_operator.fetch.credentials import Credentials, is_loopback
 from dippm_operator.fetch.hf import MODEL_SUFFIXES
-from dippm_operator.fetch.http import HttpSource, spoken
+from dippm_operator.fetch.http import HttpSource, shown, spoken
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.source import Look
 
@@ -59,28 +59,29 @@ def parse_oci(uri: str) -> Reference:
     """Take a URI apart. Raises ArtifactUnreachable."""
     match = _URI.fullmatch(uri)
     if match is None:
-        raise ArtifactUnreachable(f"{uri} is not oci://REGISTRY/REPOSITORY[:TAG|@sha256:DIGEST]; write it so.")
+        raise ArtifactUnreachable(f"{shown(uri)} is not oci://REGISTRY/REPOSITORY[:TAG|@sha256:DIGEST]; write it so.")
     return Reference(match["host"], match["name"], match["digest"] or match["tag"] or "latest")
 
 
-def model_layer(uri: str, manifest: Mapping[str, Any]) -> str:
+def model_layer(name: str, manifest: Mapping[str, Any]) -> str:
     """The digest of the layer that is the model file. Pure.
 
     Raises ArtifactUnreachable where there is none that can be told, or several.
     """
     layers = manifest.get("layers")
     if manifest.get("schemaVersion") != 2 or not isinstance(layers, list):
-        raise ArtifactUnreachable(f"{uri} is not one artifact with layers; name one by its digest.")
+        raise ArtifactUnreachable(f"{name} is not one artifact with layers; name one by its digest.")
     titles = {str((layer.get("annotations") or {}).get(TITLE, "")): str(layer.get("digest", "")) for layer in layers}
     found = sorted(title for title in titles if title.endswith(MODEL_SUFFIXES))
     if len(found) != 1:
         has = f"several model files ({', '.join(found[:5])})" if found else "no layer that is a model file"
         raise ArtifactUnreachable(
-            f"{uri} has {has}; push exactly one file with one of {', '.join(MODEL_SUFFIXES)} (oras push), not in a tar."
+            f"{name} has {has}; push exactly one file with one of {', '.join(MODEL_SUFFIXES)} (oras push), "
+            "not in a tar."
         )
     digest = titles[found[0]]
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-        raise ArtifactUnreachable(f"{uri} names its model by {digest[:20]}, not by sha256; push it again.")
+        raise ArtifactUnreachable(f"{name} names its model by {digest[:20]}, not by sha256; push it again.")
     return digest
 
 
@@ -100,49 +101,49 @@ async def oci_source(
     session: aiohttp.ClientSession, uri: str, credentials: Credentials | None, limits: FetchLimits
 ) -> LayerSource:
     """The model's layer: 1. the manifest, 2. a token where the registry asks for one, 3. the layer in it."""
-    reference = parse_oci(uri)
+    reference, name = parse_oci(uri), shown(uri)
     basic = _basic(reference.host, credentials)
     url = f"{reference.url}/manifests/{reference.version}"
     headers = {"Accept": MANIFEST} | ({"Authorization": basic} if basic else {})
-    with spoken(uri):
-        status, answered, body = await _get(session, uri, url, headers, limits)
+    with spoken(name):
+        status, answered, body = await _get(session, name, url, headers, limits)
         challenge = answered.get("WWW-Authenticate", "")
         if status == 401 and challenge.lower().startswith("bearer "):
-            token = await _token(session, uri, dict(_CHALLENGE.findall(challenge)), basic, credentials, limits)
+            token = await _token(session, name, dict(_CHALLENGE.findall(challenge)), basic, credentials, limits)
             headers["Authorization"] = f"Bearer {token}"
-            status, answered, body = await _get(session, uri, url, headers, limits)
+            status, answered, body = await _get(session, name, url, headers, limits)
         if status != 200:
-            raise ArtifactUnreachable(f"{uri} answered {status}; check its name and tag, and spec.model.secretRef.")
+            raise ArtifactUnreachable(f"{name} answered {status}; check its name and tag, and spec.model.secretRef.")
         if reference.version.startswith("sha256:") and hashlib.sha256(body).hexdigest() != reference.version[7:]:
-            raise DigestMismatch(f"{uri}: the registry gave another manifest than that; was it replaced?")
-        digest = model_layer(uri, json.loads(body))
+            raise DigestMismatch(f"{name}: the registry gave another manifest than that; was it replaced?")
+        digest = model_layer(name, json.loads(body))
     allowed = {"Authorization": headers["Authorization"]} if "Authorization" in headers else {}
-    source = LayerSource(session, f"{reference.url}/blobs/{digest}", limits, name=uri, headers=allowed)
+    source = LayerSource(session, f"{reference.url}/blobs/{digest}", limits, name=name, headers=allowed)
     source.digest = digest
     return source
 
 
 async def _token(
-    session: aiohttp.ClientSession, uri: str, challenge: Mapping[str, str], basic: str,
+    session: aiohttp.ClientSession, name: str, challenge: Mapping[str, str], basic: str,
     credentials: Credentials | None, limits: FetchLimits,
 ) -> str:  # fmt: skip
     realm = challenge.get("realm", "")
     parts = urlsplit(realm)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-        raise ArtifactUnreachable(f"{uri}: the registry names {realm[:100]} for tokens, which is no https URL.")
+        raise ArtifactUnreachable(f"{name}: the registry names {realm[:100]} for tokens, which is no https URL.")
     if basic and credentials is not None:
         credentials.check_host(parts.hostname or "")
     query = {key: challenge[key] for key in ("service", "scope") if key in challenge}
     headers = {"Authorization": basic} if basic else {}
-    status, _, body = await _get(session, uri, f"{realm}?{urlencode(query)}", headers, limits)
+    status, _, body = await _get(session, name, f"{realm}?{urlencode(query)}", headers, limits)
     if status != 200:
-        raise ArtifactUnreachable(f"{uri}: no token ({status}); check spec.model.secretRef.")
+        raise ArtifactUnreachable(f"{name}: no token ({status}); check spec.model.secretRef.")
     answer = json.loads(body)
     return str(answer.get("token") or answer.get("access_token") or "")
 
 
 async def _get(
-    session: aiohttp.ClientSession, uri: str, url: str, headers: Mapping[str, str], limits: FetchLimits
+    session: aiohttp.ClientSession, name: str, url: str, headers: Mapping[str, str], limits: FetchLimits
 ) -> tuple[int, Mapping[str, str], bytes]:
     target = URL(url)
     check_host(target.raw_host or "", limits.blocked_networks)
@@ -151,7 +152,7 @@ async def _get(
         async for piece in response.content.iter_any():
             body += piece
             if len(body) > _LONGEST_ANSWER:
-                raise ArtifactTooLarge(f"{uri}: the registry's answer has no end; is it a registry?")
+                raise ArtifactTooLarge(f"{name}: the registry's answer has no end; is it a registry?")
         return response.status, response.headers, bytes(body)
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.credentials import Credentials, S3Options, s3_options
-from dippm_operator.fetch.http import Signer
+from dippm_operator.fetch.http import Signer, shown
 
 DEFAULT_REGION = "us-east-1"
 
@@ -23,7 +23,7 @@ def s3_request(uri: str, credentials: Credentials | None) -> tuple[str, Signer |
     parts = urlsplit(uri)
     bucket, key = parts.netloc, unquote(parts.path).lstrip("/")
     if not bucket or not key or key.endswith("/"):
-        raise ArtifactUnreachable(f"{uri} names no object; write s3://BUCKET/PATH/model.onnx.")
+        raise ArtifactUnreachable(f"{shown(uri)} names no object; write s3://BUCKET/PATH/model.onnx.")
     options = s3_options(credentials)
     region = options.region or DEFAULT_REGION
     if options.endpoint:  # stores of one's own rarely have a name for each bucket

@@ -10,33 +10,18 @@ from collections.abc import Iterable
 
 from dippm.errors import ManifestError, UnknownDevice, UnknownProfile
 from dippm.profiles import Device, parse_profile, resolve_device
-from dippm_operator.resource import Allocation, InferenceJob, OnOutOfMemory, Repair
-
-FETCHED_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", "file")
-"""Schemes of `spec.model.uri` that this version's operator reads."""
+from dippm_operator.resource import InferenceJob
+from dippm_operator.resource.names import not_fetched
+from dippm_operator.resource.served import not_served
 
 
 def check_job(job: InferenceJob) -> None:
     """Raises ManifestError, UnknownDevice or UnknownProfile for the first rule that the job breaks."""
     name, spec = f"InferenceJob {job.metadata.name}", job.spec
-    scheme = spec.model.uri.partition(":")[0]
-    if scheme not in FETCHED_SCHEMES:
-        raise ManifestError(
-            f"{name}: spec.model.uri begins with {scheme}:, which this version does not read yet; "
-            f"give the model by {', '.join(FETCHED_SCHEMES[:-1])} or {FETCHED_SCHEMES[-1]}"
-        )
-    if spec.policy.allocation is not Allocation.DEVICE_PLUGIN:
-        raise ManifestError(
-            f"{name}: spec.policy.allocation is {spec.policy.allocation}, which this version does not serve yet; "
-            f"use {Allocation.DEVICE_PLUGIN}"
-        )
-    for field, asked, way_out in (
-        ("policy.onOutOfMemory: Bump", spec.policy.on_out_of_memory is OnOutOfMemory.BUMP, "use Report"),
-        ("policy.repair: Evict", spec.policy.repair is Repair.EVICT, "use None, and restart pods that Ready names"),
-        ("generation", spec.generation is not None, "give the sequence length in spec.model.inputs instead"),
-    ):
-        if asked:
-            raise ManifestError(f"{name}: spec.{field} is not served by this version yet; {way_out}")
+    if why := not_fetched(spec.model.uri.partition(":")[0]):
+        raise ManifestError(f"{name}: spec.model.uri: {why}")
+    if sentences := not_served(spec):
+        raise ManifestError(f"{name}: {sentences[0]}")
     device: Device | None = None
     if spec.device is not None:
         try:
