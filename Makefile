@@ -48,10 +48,11 @@ lint: $(venv)/.dev  ## formatting, lint, types and layers
 	MYPYPATH=predictor:operator $(bin)/mypy
 	$(bin)/lint-imports
 
-generate: $(venv)/.dev  ## regenerate the CRD, the chart's copy of it, the values schema and docs/reference
+generate: $(venv)/.dev  ## regenerate the CRD, its copy in the chart, the values schema, docs/reference and what README quotes
 	$(bin)/python -m dippm_operator.resource.crd > crds/inferencejobs.dippm.dev.yaml
 	$(bin)/python charts/generate.py
 	$(bin)/python docs/generate.py
+	$(bin)/python docs/quotes.py
 
 bench: $(venv)/.dev  ## the figures that README quotes
 	$(bin)/python bench/predict.py
