@@ -25,10 +25,10 @@ from torch.export.graph_signature import (
 
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.exported_program import Program
+from dippm.frontend.script_nodes import CONTAINERS, NUMBERS, SIMPLE, WAY_OUT, function_body, source_frame
 
 MAX_CALLS = 200_000
 """Most operators that are written down: a loop may run long."""
-_RANGE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)\n(?P<text>.*?)<--- HERE', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,22 @@ class _Interpreter:
         if kind == "prim::CallMethod":
             return [self._call_method(read[0], node.s("name"), read[1:])]
         if kind == "prim::CallFunction":
-            return [self._run(_function_graph(node), read[1:])]
+            return [self._run(*function_body(node, read[1:]))]
         if kind in ("prim::ListUnpack", "prim::TupleUnpack"):
             return list(read[0])
         if kind == "prim::RaiseException":
             raise InputShapeError(f"these input shapes do not go through the model: it says: {read[0]}")
-        if kind in _NUMBERS:
-            return [self._number(read[0], _NUMBERS[kind], node)]
-        simple = _SIMPLE.get(kind)
+        if kind in NUMBERS:
+            return [self._number(read[0], NUMBERS[kind], node)]
+        simple = SIMPLE.get(kind)
         if simple is not None:
             return [simple(read)] if node.outputsSize() else []
+        if kind in CONTAINERS and isinstance(read[0], (list, tuple, dict, str)):
+            result = CONTAINERS[kind](read)
+            return [result] if node.outputsSize() else []
         if kind.startswith("aten::"):
             return self._aten(node, read)
-        raise UnsupportedOperator(f"operator {kind} is not supported")
+        raise UnsupportedOperator(f"scripted code with {kind} cannot be followed: {WAY_OUT}")
 
     def _loop(self, node: Any, read: list[Any], env: dict[str, Any]) -> Sequence[Any]:
         (block,) = node.blocks()
@@ -193,6 +196,8 @@ class _Interpreter:
 
     def _aten(self, node: Any, read: list[Any]) -> Sequence[Any]:
         target = _overload(node)
+        if target._schema.is_mutable and read and isinstance(read[0], (list, dict)):  # the binding would change a copy
+            raise UnsupportedOperator(f"scripted code with {target} cannot be followed: {WAY_OUT}")
         if target.__name__.startswith("_convolution"):
             target, read = _convolution(read)
         arguments = target._schema.arguments
@@ -209,7 +214,9 @@ class _Interpreter:
         call = self._graph.call_function(
             target, *(_map(a, lambda t: self._nodes[id(t)]) for a in (tuple(args), kwargs))
         )
-        call.meta.update(val=value, nn_module_stack={k: (p, "") for k, p in self._stack}, stack_trace=_trace(node))
+        call.meta.update(
+            val=value, nn_module_stack={k: (p, "") for k, p in self._stack}, stack_trace=source_frame(node)
+        )
         if isinstance(value, torch.Tensor):
             fresh = value if id(value) not in self._nodes else value.view_as(value)
             return [self._track(fresh, call, value)]
@@ -233,6 +240,8 @@ def _call(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return target(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "Expected a value of type" in first:  # the binding, before any shape is looked at
+            raise UnsupportedOperator(f"scripted code with {target} cannot be followed: {WAY_OUT}") from None
         if isinstance(error, NotImplementedError):
             raise UnsupportedOperator(f"operator {target} is not supported: its result depends on data") from None
         raise InputShapeError(f"these input shapes do not go through the model: {target} says: {first[:300]}") from None
@@ -281,68 +290,3 @@ def _convolution(read: list[Any]) -> tuple[Any, list[Any]]:
         overload = target.input if rank > 1 else target.default
         return overload, [x, weight, bias, stride, padding, output_padding, groups, dilation]
     return getattr(torch.ops.aten, f"conv{rank}d").default, [x, weight, bias, stride, padding, dilation, groups]
-
-
-def _function_graph(node: Any) -> Any:
-    """The body of a called function: the call alone in a graph, inlined."""
-    graph = torch._C.Graph()
-    inputs = list(node.inputs())
-
-    def clone(original: Any, known: dict[str, Any]) -> Any:
-        return graph.insertNode(graph.createClone(original, lambda v: known[v.debugName()]))  # type: ignore[attr-defined]
-
-    values = {inputs[0].debugName(): clone(inputs[0].node(), {}).output()}
-    for value in inputs[1:]:
-        if value.debugName() not in values:
-            values[value.debugName()] = graph.addInput().setType(value.type())
-    for output in clone(node, values).outputs():
-        graph.registerOutput(output)
-    torch._C._jit_pass_inline(graph)
-    return graph
-
-
-def _trace(node: Any) -> str:
-    """The node's source range as Python prints a frame; the line that it points at is the one above the marker."""
-    try:
-        shown = node.sourceRange()
-    except (RuntimeError, IndexError, MemoryError):
-        return ""  # the archive's debug file is damaged: names and lines are lost, the graph is not
-    found = _RANGE.search(shown)
-    if found is None or found["file"].startswith("code/"):
-        return ""  # only the archive's own code is known, not the source that was scripted or traced
-    lines = [t for t in found["text"].split("\n") if t.strip() and set(t.strip()) != {"~"}]
-    return f'  File "{found["file"]}", line {found["line"]}, in forward\n    {lines[-1].strip()}' if lines else ""
-
-
-_NUMBERS: dict[str, Callable[[Any], Any]] = {
-    "aten::Int": int, "aten::IntImplicit": int, "aten::Float": float, "aten::FloatImplicit": float, "aten::Bool": bool,
-    "aten::ScalarImplicit": lambda v: v, "aten::item": lambda v: v,
-}  # fmt: skip
-_SIMPLE: dict[str, Callable[[list[Any]], Any]] = {
-    "prim::ListConstruct": list,
-    "prim::TupleConstruct": tuple,
-    "prim::TupleIndex": lambda r: r[0][r[1]],
-    "prim::DictConstruct": lambda r: dict(zip(r[::2], r[1::2], strict=True)),
-    "prim::NumToTensor": lambda r: torch.tensor(r[0]),
-    "prim::dtype": lambda r: r[0].dtype,
-    "prim::device": lambda r: torch.device("meta"),
-    "prim::layout": lambda r: torch.strided,
-    "prim::is_cuda": lambda r: True,
-    "prim::unchecked_cast": lambda r: r[0],
-    "prim::Uninitialized": lambda r: None,
-    "prim::data": lambda r: r[0],
-    "prim::min": lambda r: min(*r) if len(r) > 1 else min(r[0]),
-    "prim::max": lambda r: max(*r) if len(r) > 1 else max(r[0]),
-    "aten::size": lambda r: list(r[0].shape) if len(r) == 1 else r[0].shape[r[1]],
-    "aten::dim": lambda r: r[0].dim(),
-    "aten::len": lambda r: len(r[0]),
-    "aten::__getitem__": lambda r: r[0][r[1]],
-    "aten::__contains__": lambda r: r[1] in r[0],
-    "aten::__is__": lambda r: r[0] is r[1],
-    "aten::__isnot__": lambda r: r[0] is not r[1],
-    "aten::__not__": lambda r: not r[0],
-    "aten::append": lambda r: r[0].append(r[1]),
-    "aten::list": lambda r: list(r[0]),
-    "aten::format": lambda r: str(r[0]).format(*r[1:]),
-    "aten::warn": lambda r: None,
-}

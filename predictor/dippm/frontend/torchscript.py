@@ -16,6 +16,7 @@ from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend.exported_program import Program, graph_of_module, graph_of_program
 from dippm.frontend.inputs import InputSpec, asked_by_name, fixed_batch
 from dippm.frontend.script_interpreter import record
+from dippm.frontend.script_nodes import WAY_OUT
 from dippm.graph import ModelGraph
 
 LOADED_BYTES = 256 << 20
@@ -35,7 +36,10 @@ def graph_of_torchscript(path: Path, *, batch: int, inputs: tuple[InputSpec, ...
         if device == "cpu":
             raise
         program = _recorded(path, "cpu", batch, inputs, shown)
-    graph = graph_of_program(program, batch=batch, format="torchscript")
+    try:
+        graph = graph_of_program(program, batch=batch, format="torchscript")
+    except UnsupportedOperator as error:  # a fused call that only the script takes, e.g. a transformer's fast path
+        raise UnsupportedOperator(f"{error} in the scripted model {shown}: {WAY_OUT}") from None
     if not any(graph.values[o].spec.shape[:1] == (batch,) for o in graph.outputs):
         first_dim = graph.values[graph.outputs[0]].spec.shape[:1] if graph.outputs else ()
         raise fixed_batch(shown, first_dim[0] if first_dim else 1, batch)
@@ -51,7 +55,14 @@ def _recorded(path: Path, device: str, batch: int, inputs: tuple[InputSpec, ...]
         first = (str(error).strip() or "unknown").splitlines()[0]
         raise ModelFormatError(f"{shown} is a damaged TorchScript file: {first[:200]}") from None
     names = [i.debugName().removesuffix(".1") for i in list(module.graph.inputs())[1:]]
-    return record(module, _examples(names, batch, inputs, shown))
+    examples = _examples(names, batch, inputs, shown)
+    try:
+        return record(module, examples)
+    except (ArithmeticError, AttributeError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # What the language can say and the interpreter does not follow ends as any of these.
+        raise UnsupportedOperator(
+            f"{shown} holds scripted code that cannot be followed ({type(error).__name__}): {WAY_OUT}"
+        ) from error
 
 
 def graph_of_pickle(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:
