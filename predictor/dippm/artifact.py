@@ -6,6 +6,7 @@ Nothing is loaded here: a few kilobytes are looked at (all of them only where a 
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _SPOKEN = {
 _CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle"})
 _OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
 _HEAD_BYTES = 4096
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ def open_artifact(path: str | Path, *, framework: str = "auto", digest: str | No
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
+    if _URI.match(str(path)):
+        raise ArtifactUnreachable(
+            f"{path} is a URI, and only files on this machine are read here: give a local path "
+            "(dippm size and the operator fetch URIs)"
+        )
     path = Path(path)
     shown = uri or str(path)
     try:
