@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/accuracy.md from docs/accuracy/heldback.csv. Needs matplotlib, which the package does not.
+"""Draws the pictures of docs/accuracy.md from docs/accuracy/heldback.csv. Needs the extra `docs`.
 
 PYTHONPATH=predictor python docs/accuracy/plot.py
 """

@@ -60,7 +60,9 @@ def question_for(
 
 def predictor_version() -> str:
     """Version of the code and, after `+`, of the weights: other weights give other answers. Reads the weights' file."""
-    weights = resources.files("dippm.weights").joinpath("pmgns.safetensors")
+    from dippm.network.bundle import FILE  # brings numpy
+
+    weights = resources.files("dippm.weights").joinpath(FILE)
     if not weights.is_file():
         return VERSION
     return f"{VERSION}+{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"

@@ -114,6 +114,14 @@ def test_byte_counts_are_whole_numbers() -> None:
     assert pod["volumes"][0]["emptyDir"]["sizeLimit"] == "28Gi"
 
 
+@pytest.mark.parametrize("name", ["dippm-operator", "dippm-webhook"])
+def test_no_folder_of_a_pod_grows_without_end(name: str) -> None:
+    volumes = find(objects(), "Deployment", name)["spec"]["template"]["spec"]["volumes"]
+    folders = [volume["emptyDir"] for volume in volumes if "emptyDir" in volume]
+    assert folders
+    assert all(folder.get("sizeLimit") for folder in folders)
+
+
 def test_many_replicas_change_nothing_but_their_number() -> None:
     few, many = objects({"webhook": {"replicas": 2}}), objects({"webhook": {"replicas": 40}})
     assert [(o["kind"], o["metadata"]["name"]) for o in few] == [(o["kind"], o["metadata"]["name"]) for o in many]

@@ -16,9 +16,9 @@ import pytest
 
 from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded
-from dippm.frontend import load_graph
+from dippm.frontend import load_graph, pool
 from dippm.frontend.child import Limits, _understood, load_graph_in_child
-from dippm.frontend.pool import PARENT
+from dippm.frontend.pool import PARENT, WarmParent
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 
@@ -143,3 +143,12 @@ def test_only_the_doors_import_torch_and_tvm() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_preloaded_process_that_hangs_is_killed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_LAST_SECONDS", 0.05)
+    hanging = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    parent = WarmParent()
+    parent._process, parent._owner = hanging, os.getpid()
+    parent.close()
+    assert hanging.returncode == -signal.SIGKILL

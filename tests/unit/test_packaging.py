@@ -124,7 +124,10 @@ def test_each_entry_point_resolves() -> None:
 
 @pytest.mark.parametrize("group", ["", "operator", "dev"])
 def test_constraints_pin_what_is_required(group: str) -> None:
-    """`train` is left out: it is for a GPU machine whose torch and drivers decide the versions."""
+    """`train` is left out: it is for a GPU machine whose torch and drivers decide the versions.
+
+    `docs` too: pictures are drawn by hand.
+    """
     extras = project()["project"]["optional-dependencies"]
     wanted = extras[group] if group else project()["project"]["dependencies"]
     for line in wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -96,14 +97,14 @@ def digest_of_pieces(path: Path, pieces: list[tuple[int, int]]) -> str:
     return state.hexdigest()
 
 
-class Reader:
+class Reader(ABC):
     """What a format's reader asks: bytes at a place. All that it asks for is kept in the sparse file."""
 
     size: int | None
 
+    @abstractmethod
     def read(self, start: int, length: int) -> bytes:
         """Up to `length` bytes; fewer only at the end of the file."""
-        raise NotImplementedError
 
     def keep(self, start: int, end: int) -> None:
         """Have these bytes in the sparse file."""

@@ -27,6 +27,8 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TV
 """A process with threads is not safe to fork; and one file is one thread's work."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _STATUS = struct.Struct("i")
+_LAST_SECONDS = 5.0
+"""What the preloaded process has to end by itself once nobody asks any more."""
 
 
 class WarmParent:
@@ -72,7 +74,11 @@ class WarmParent:
         if control is not None:
             control.close()
         if process is not None and self._owner == os.getpid():
-            process.wait(5)
+            try:
+                process.wait(_LAST_SECONDS)
+            except subprocess.TimeoutExpired:  # it hangs, in an import most likely; its children go with it
+                process.kill()
+                process.wait()
 
     def _hand_over(self, *sockets: socket.socket) -> None:
         with self._lock:

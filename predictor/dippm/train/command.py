@@ -7,7 +7,6 @@ Leaves in the work folder: `corpus.npz` (featurised rows), `all.pt` and `without
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,8 +106,3 @@ class Progress:
             print(f"\r{line}", end="\n" if done == self.epochs else "", file=sys.stderr, flush=True)
         elif done % 10 == 0 or done == self.epochs:
             print(line, file=sys.stderr, flush=True)
-
-
-def fingerprint(path: Path) -> str:
-    """sha256 of a file, for what the bundle says it was trained on."""
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()

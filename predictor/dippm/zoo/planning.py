@@ -6,7 +6,7 @@ import json
 import warnings
 import weakref
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,3 @@ def read_plans(path: Path) -> dict[str, Plan]:
     """Plans by network key; networks that could not be planned are left out."""
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     return {row.pop("key"): Plan(**row) for row in rows if "error" not in row}
-
-
-def write_plan(path: Path, network: Network, result: Plan | str) -> None:
-    """Appends a plan, or the sentence that says why there is none."""
-    body = {"key": network.key, **(asdict(result) if isinstance(result, Plan) else {"error": result})}
-    with path.open("a") as out:
-        out.write(json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n")
