@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from dippm import hf_files
@@ -61,7 +62,7 @@ class Artifact:
         return _SPOKEN[self.format]
 
 
-def open_artifact(path: str | Path, *, framework: str = "auto", digest: str | None = None, uri: str = "") -> Artifact:
+def open_artifact(path: str | PathLike[str], *, framework: str = "auto", digest: str | None = None, uri: str = "") -> Artifact:
     """Look at a file and say what model it is.
 
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
