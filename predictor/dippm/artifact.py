@@ -62,7 +62,9 @@ class Artifact:
         return _SPOKEN[self.format]
 
 
-def open_artifact(path: str | PathLike[str], *, framework: str = "auto", digest: str | None = None, uri: str = "") -> Artifact:
+def open_artifact(
+    path: str | PathLike[str], *, framework: str = "auto", digest: str | None = None, uri: str = ""
+) -> Artifact:
     """Look at a file and say what model it is.
 
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
