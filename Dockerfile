@@ -23,6 +23,6 @@ RUN /opt/dippm/bin/pip install --constraint constraints.txt '.[operator]'
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 65532 --no-create-home dippm
 COPY --from=build /opt/dippm /opt/dippm
-ENV PATH=/opt/dippm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 HOME=/tmp
+ENV PATH=/opt/dippm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HOME=/tmp
 USER 65532:65532
 CMD ["dippm-operator"]

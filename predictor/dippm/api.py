@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dippm.case import Allocator, Case, Precision, Runtime
@@ -61,7 +60,7 @@ def predict(
         device=resolve_device(device).product,
     )
     with watch.stage("load"):
-        artifact = open_artifact(Path(path), framework=framework, digest=digest)
+        artifact = open_artifact(path, framework=framework, digest=digest)
     with watch.stage("convert"):
         graph = load_graph(artifact, batch=batch, inputs=_inputs(input), trust_pickle=trust_pickle)
     return predict_graph(graph, case, policy, stopwatch=watch)

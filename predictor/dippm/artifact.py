@@ -6,9 +6,11 @@ Nothing is loaded here: a few kilobytes are looked at (all of them only where a 
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from dippm import hf_files
@@ -37,6 +39,7 @@ _SPOKEN = {
 _CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle"})
 _OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
 _HEAD_BYTES = 4096
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ class Artifact:
         return _SPOKEN[self.format]
 
 
-def open_artifact(path: str | Path, *, framework: str = "auto", digest: str | None = None, uri: str = "") -> Artifact:
+def open_artifact(
+    path: str | PathLike[str], *, framework: str = "auto", digest: str | None = None, uri: str = ""
+) -> Artifact:
     """Look at a file and say what model it is.
 
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
@@ -68,6 +73,11 @@ def open_artifact(path: str | Path, *, framework: str = "auto", digest: str | No
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
+    if _URI.match(str(path)):
+        raise ArtifactUnreachable(
+            f"{path} is a URI, and only files on this machine are read here: give a local path "
+            "(dippm size and the operator fetch URIs)"
+        )
     path = Path(path)
     shown = uri or str(path)
     try:

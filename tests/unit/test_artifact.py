@@ -102,6 +102,11 @@ def test_the_users_word_is_held_against_the_content() -> None:
         open_artifact(MODELS / "resnet50.onnx", framework="caffe")
 
 
+def test_a_uri_is_named_as_one() -> None:
+    with pytest.raises(ArtifactUnreachable, match=r"https://models.example.com/m.onnx is a URI"):
+        open_artifact("https://models.example.com/m.onnx")
+
+
 def test_a_missing_file_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(ArtifactUnreachable, match="No such file"):
         open_artifact(tmp_path / "absent.onnx")
