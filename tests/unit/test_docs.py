@@ -37,6 +37,7 @@ def test_each_record_is_listed() -> None:
 def reasons() -> set[str]:
     """Every reason that a condition or an admission answer can have, as the sources name them."""
     from dippm.errors import DippmError
+    import dippm.network.bundle  # has an error of its own
     from dippm.policy import Reason
 
     def below(error: type[DippmError]) -> set[str]:
