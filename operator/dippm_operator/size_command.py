@@ -89,7 +89,7 @@ class SizeCommand:
         if not arguments.quiet:
             for one in predicted.values():
                 print(table(one.job.metadata.name, one.prediction, one.decision), file=sys.stderr)
-        for warning in warnings:
+        for warning in dict.fromkeys(warnings):
             print(f"warning: {warning}", file=sys.stderr)
         if arguments.json:
             print(json.dumps({"apiVersion": "v1", "kind": "List", "items": [d.body for d in sized]}, indent=2))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from dippm.cli import command_line
 
-from dippm.cli import main
-
-sys.exit(main())
+command_line()

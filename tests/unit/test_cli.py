@@ -131,3 +131,18 @@ def test_listing_profiles_loads_neither_torch_nor_tvm_nor_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_the_process_ends_without_waiting_for_threads() -> None:
+    code = (
+        "import sys, threading, time; from dippm.cli import command_line;"
+        "threading.Thread(target=time.sleep, args=(600,)).start();"
+        "sys.argv = ['dippm', 'profiles', '--device', 'V1', '--json']; command_line()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dippm: unknown device 'V1'")
+    code = code.replace("'V1'", "'A100'")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)

@@ -191,3 +191,9 @@ def test_standard_input_and_folders_are_read(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "notes.txt").write_text("no: manifest")
     monkeypatch.setattr("sys.stdin", io.StringIO("kind: D\n"))
     assert [d.body["kind"] for d in read_documents([str(tmp_path), "-"])] == ["A", "B", "C", "D"]
+
+
+def test_a_warning_is_printed_once(run: Run) -> None:
+    asks = DEPLOYMENT.replace("image:", "resources: {limits: {nvidia.com/gpu: 1}}, image:")
+    _, printed = run(TARGETING, TARGETING, asks)  # `-f job.yaml -f folder` reads a manifest twice
+    assert printed.count("already asks for nvidia.com/gpu: 1") == 1

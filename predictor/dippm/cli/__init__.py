@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dippm.cli.entry import main
+from dippm.cli.entry import command_line, main
 
-__all__ = ["main"]
+__all__ = ["command_line", "main"]

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from dippm.cli.command import Command
@@ -54,6 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def command_line() -> NoReturn:
+    """The process `dippm`: `main`, and the end of the process as soon as all is said.
+
+    PyTorch and TVM keep native threads, and an interpreter that shuts down around them may wait or crash.
+    """
+    from dippm.frontend.pool import PARENT
+
+    code = main()
+    PARENT.close()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def parse(arguments: Sequence[str], known: Mapping[str, Command]) -> tuple[argparse.Namespace, Command]:

@@ -28,7 +28,7 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TV
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _STATUS = struct.Struct("i")
 _LAST_SECONDS = 5.0
-"""What the preloaded process has to end by itself once nobody asks any more."""
+"""What the preloaded process has to be gone once it is killed."""
 
 
 class WarmParent:
@@ -68,17 +68,15 @@ class WarmParent:
         return answer, _STATUS.unpack(said)[0]
 
     def close(self) -> None:
-        """End the process and its children."""
+        """End the process at once, whatever it does (importing takes seconds); its children go with it (PDEATHSIG)."""
         process, control = self._process, self._control
         self._process = self._control = None
         if control is not None:
             control.close()
         if process is not None and self._owner == os.getpid():
-            try:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):  # the kernel is still busy with its memory: init reaps it
                 process.wait(_LAST_SECONDS)
-            except subprocess.TimeoutExpired:  # it hangs, in an import most likely; its children go with it
-                process.kill()
-                process.wait()
 
     def _hand_over(self, *sockets: socket.socket) -> None:
         with self._lock:
