@@ -37,7 +37,7 @@ def test_each_record_is_listed() -> None:
 def reasons() -> set[str]:
     """Every reason that a condition or an admission answer can have, as the sources name them."""
     from dippm.errors import DippmError
-    import dippm.network.bundle  # has an error of its own
+    from dippm.network.bundle import NoWeightsError
     from dippm.policy import Reason
 
     def below(error: type[DippmError]) -> set[str]:
@@ -50,7 +50,7 @@ def reasons() -> set[str]:
     patches = re.findall(r"(?:leave\(|return \()\s*\"(\w+)\"", patch)
     choice = {reason.value for reason in Reason if reason not in (Reason.FITS, Reason.PAPER_RULE)}
     quiet = {DippmError.reason, "ArtifactResolved", "Predicted"}  # a base class, and two that say that all is well
-    return (below(DippmError) | choice | set(verdicts) | set(patches)) - quiet
+    return (below(DippmError) | {NoWeightsError.reason} | choice | set(verdicts) | set(patches)) - quiet
 
 
 def test_the_troubleshooting_guide_knows_every_reason() -> None:
