@@ -1,8 +1,8 @@
 """Static shapes for an ONNX graph: inputs bound, shape arithmetic computed, every value typed.
 
 Node by node in order: what depends on constants alone is computed (ONNX's own reference evaluator), what depends on
-weights alone becomes a weight, and the rest is typed by ONNX's shape inference, which is given the constants. So no
-symbol is left, whatever exporter wrote the graph.
+weights alone becomes a weight (unless PyTorch wrote the file: then it is an operator as any other), and the rest is
+typed by ONNX's shape inference, which is given the constants. So no symbol is left, whatever exporter wrote the graph.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ def fold(file: OnnxFile, inputs: dict[str, TensorSpec], *, file_batch: int | Non
     return _Folder(file, inputs, file_batch, batch).run()
 
 
+_OF_WEIGHTS = frozenset({"Transpose", "Identity", "DequantizeLinear"})
+"""What an exporter itself makes of a weight, where the framework has but the result."""
+
+
 class _Folder:
     def __init__(self, file: OnnxFile, inputs: dict[str, TensorSpec], file_batch: int | None, batch: int) -> None:
         self._file = file
@@ -58,6 +62,8 @@ class _Folder:
         self._types: dict[str, onnx.TypeProto] = {}
         self._tensors: dict[str, onnx.TensorProto] = {}
         self._opsets = {"": file.opset}
+        self._as_run = file.model.producer_name == "pytorch"
+        """Whether operators on weights alone are run in every pass: PyTorch's exporters fold what is not."""
         for name, kind in file.weights.items():
             self._types[name] = kind
             self._static.weights[name] = spec_of(kind)
@@ -110,7 +116,8 @@ class _Folder:
         if known and node.op_type not in _RANDOM and self._computed(node, types):
             return
         self._types.update(types)
-        if read and all(i in self._static.constants or i in self._static.weights for i in read):
+        fixed = read and all(i in self._static.constants or i in self._static.weights for i in read)
+        if fixed and (node.op_type in _OF_WEIGHTS or not self._as_run):
             for name, kind in types.items():
                 self._static.weights[name] = spec_of(kind)
             return
