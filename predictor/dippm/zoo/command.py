@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed.add_argument("--memory", type=int, default=2600, help="cases of memory alone (default: %(default)s)")
     listed.add_argument("--caps", type=int, default=160, help="searches for the smallest cap (default: %(default)s)")
     listed.add_argument(
-        "--onnx", type=int, default=0, help="only so many cases of ONNX Runtime instead (default: none)"
+        "--onnx", type=int, default=0, help="draw this many cases of ONNX Runtime instead of the lists above"
     )
     extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
     extracted.add_argument("cases", type=Path)
