@@ -35,6 +35,7 @@ _SPOKEN = {
     "torchscript": "a TorchScript model",
     "huggingface": "a Hugging Face folder",
     "pickle": "a pickled PyTorch object",
+    "paddle": "a PaddlePaddle inference model",
 }
 _CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle"})
 _OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
