@@ -29,7 +29,7 @@ def torchscript_forward(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> 
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(module.eval(), inputs, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, file)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, file)
         del traced
         module.to(torch.device("meta"))
         if device.type == "cuda":
