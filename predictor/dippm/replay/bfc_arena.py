@@ -2,7 +2,7 @@
 
 A simulator of `onnxruntime/core/framework/bfc_arena.cc` (1.31) with one stream. Names follow that file. The arena asks
 the device for regions and never gives one back; a region is cut into chunks, the smallest that is large enough is
-taken, and free neighbours are merged. Weights are reserved outside of the regions.
+taken, and free neighbours are merged.
 """
 
 from __future__ import annotations
@@ -67,11 +67,6 @@ class BfcArena:
         self._keys: list[int] = []
         self._free: dict[int, Chunk] = {}
 
-    def reserve(self, size: int) -> None:
-        """A block of its own from the device, for good: counted, and not held against the limit (`Reserve`)."""
-        self.total += size
-        self._used(size)
-
     def alloc(self, size: int) -> Chunk:
         """A chunk for `size` bytes. Raises CapReached where ONNX Runtime would fail."""
         size = rounded(size)
@@ -80,7 +75,8 @@ class BfcArena:
             self._extend(size)
             chunk = self._find(size)
             assert chunk is not None
-        self._used(chunk.size)
+        self.in_use += chunk.size
+        self.peak_in_use = max(self.peak_in_use, self.in_use)
         return chunk
 
     def release(self, chunk: Chunk) -> None:
@@ -96,10 +92,6 @@ class BfcArena:
             _merge(before, chunk)
             chunk = before
         self._put_in(chunk)
-
-    def _used(self, size: int) -> None:
-        self.in_use += size
-        self.peak_in_use = max(self.peak_in_use, self.in_use)
 
     def _find(self, size: int) -> Chunk | None:
         at = bisect_left(self._keys, size << _ADDRESS_BITS)

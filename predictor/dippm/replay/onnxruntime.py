@@ -9,7 +9,7 @@ What differs from PyTorch (`allocation_planner.cc`, `execution_frame.cc`, 1.31):
    buffer that will be taken over is held in between.
 4. The first pass allocates each buffer as it comes, and lays all of them out in one block; the second pass allocates
    that block at once, beside what the first one left in the arena, and so do all later ones.
-5. Weights are reserved; outputs stay with whoever bound them.
+5. Weights are chunks of the arena, taken one by one before the first pass; outputs stay with whoever bound them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dippm.graph import ModelGraph, Operator, ValueKind
 from dippm.replay.allocator import CapReached
 from dippm.replay.bfc_arena import BfcArena, Chunk, ExtendStrategy, rounded
 from dippm.replay.memory_pattern import MemoryPattern
+from dippm.replay.search import search
 
 PASSES = 3
-RESOLUTION = 0.005
 SHARES = frozenset({"reshape", "squeeze", "unsqueeze", "flatten", "identity", "dropout", "copy"})
 """Kinds whose output is their input's buffer (a contiguous copy is exported as Identity, and that is taken away)."""
 IN_PLACE = frozenset({
@@ -55,7 +55,8 @@ class BufferPlan:
     buffers: tuple[Buffer, ...]
     scratch: tuple[int, ...]
     """Per operator: bytes of the arena while it runs (a convolution's workspace); no part of the block."""
-    weights: int
+    weights: tuple[int, ...]
+    """Bytes of each weight: chunks of the arena like any other, taken one by one when the session is made."""
     inputs: int
 
 
@@ -108,8 +109,8 @@ def buffer_plan(graph: ModelGraph, workspaces: Sequence[int], *, in_place: froze
     for step, index in enumerate(order):
         planner.step(step, graph.operators[index])
     planner.close()
-    weights = sum(
-        rounded(graph.values[i].spec.nbytes)
+    weights = tuple(
+        value.spec.nbytes
         for i, value in enumerate(graph.values)
         if value.kind in (ValueKind.PARAMETER, ValueKind.CONSTANT) and value.alias_of is None and i not in planner.gone
     )
@@ -233,29 +234,32 @@ def replay_onnxruntime(
     for _ in range(PASSES - 1):
         session.run()
     return OrtReplay(
-        plan.weights, plan.inputs, session.arena.total, first, session.arena.peak_in_use,
+        sum(map(rounded, plan.weights)), plan.inputs, session.arena.total, first, session.arena.peak_in_use,
         smallest_limit(plan, strategy, enough=session.arena.total, pattern=pattern),
     )  # fmt: skip
 
 
 def smallest_limit(plan: BufferPlan, strategy: ExtendStrategy, *, enough: int, pattern: bool = True) -> int:
-    """Bytes: bisected to `RESOLUTION` between the weights and `enough`."""
-    low, high = plan.weights, enough
-    while high - low > RESOLUTION * high:
-        middle = (low + high) // 2
-        session = Session(plan, BfcArena(strategy, middle), pattern=pattern)
+    """Bytes: the smallest limit under which three passes succeed, searched as the harness searches it: from what one
+    pass takes where the arena grows by no more than it is asked for."""
+    tight = Session(plan, BfcArena(ExtendStrategy.SAME_AS_REQUESTED), pattern=False)
+    tight.run()
+
+    def passes(limit: float) -> float | None:
         try:
+            session = Session(plan, BfcArena(strategy, int(limit)), pattern=pattern)
             for _ in range(PASSES):
                 session.run()
         except CapReached:
-            low = middle
-        else:
-            high = max(low + 1, min(middle, session.arena.total))
-    return high
+            return None
+        return float(session.arena.total)
+
+    low = float(sum(map(rounded, plan.weights)))
+    return int(search(passes, guess=tight.arena.total * 1.005, low=low, high=float(enough)).passed)
 
 
 class Session:
-    """A process with one session: a plan on an arena. Raises CapReached from `run` where the limit is too small."""
+    """A process with one session: a plan on an arena. Raises CapReached where the limit is too small."""
 
     def __init__(self, plan: BufferPlan, arena: BfcArena, *, pattern: bool = True) -> None:
         self.plan = plan
@@ -269,7 +273,9 @@ class Session:
             self._born.setdefault(buffer.born, []).append(name)
             if not buffer.output:
                 self._dying.setdefault(buffer.dies, []).append(name)
-        arena.reserve(plan.weights)
+        for size in plan.weights:
+            if size:
+                arena.alloc(size)
 
     def run(self) -> None:
         """One pass."""
