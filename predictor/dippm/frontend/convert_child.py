@@ -49,9 +49,11 @@ def main() -> None:
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     shown = request["shown"]
-    if missing := [name for name in request["packages"] if not _installed(name)]:
-        return {"missing": missing}, b""
     try:
+        if request["refusals"]:
+            import_module(request["refusals"]).refuse(Path(request["path"]), shown)
+        if missing := [names for names in request["packages"] if not _installed(names)]:
+            return {"missing": [names.partition("|")[0] for names in missing]}, b""
         module = import_module(request["module"])
         deny_programs()  # not before: frameworks look for compilers and the like when they are imported
         converted: Converted = module.convert(Path(request["path"]), shown)
@@ -68,7 +70,11 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     return {"notes": converted.notes}, converted.onnx
 
 
-def _installed(distribution: str) -> bool:
+def _installed(distributions: str) -> bool:
+    return any(_has(name) for name in distributions.split("|"))
+
+
+def _has(distribution: str) -> bool:
     try:
         metadata.version(distribution)
     except metadata.PackageNotFoundError:

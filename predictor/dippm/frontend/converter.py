@@ -65,12 +65,19 @@ class Converter:
     module: str
     """Run in the child: `convert(path: Path, shown: str) -> Converted`; importing it imports the framework."""
     packages: tuple[str, ...]
-    """Distributions that the interpreter must have."""
+    """Distributions that the interpreter must have; `a|b` where either will do."""
     extra: str
     """The extra of this distribution that installs them."""
     setting: str
     """Environment variable that names another interpreter which has them."""
+    refusals: str = ""
+    """Run in the child before the framework is looked for: `refuse(path, shown)` raises for what must not be loaded."""
     limits: Limits = LIMITS
+
+    @property
+    def needs(self) -> str:
+        """The packages, in words."""
+        return " and ".join(names.partition("|")[0] for names in self.packages)
 
     @property
     def install(self) -> str:
@@ -89,7 +96,15 @@ PADDLE = Converter(
     extra="paddle",
     setting="DIPPM_PADDLE_PYTHON",
 )
-CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE}
+TENSORFLOW = Converter(
+    name="TensorFlow",
+    module="dippm.frontend.tensorflow_convert",
+    packages=("tensorflow|tensorflow-cpu", "tf2onnx"),
+    extra="tensorflow",
+    setting="DIPPM_TENSORFLOW_PYTHON",
+    refusals="dippm.frontend.tensorflow_safety",
+)
+CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE, "savedmodel": TENSORFLOW, "keras": TENSORFLOW}
 """By `Artifact.format`. Every other format has a door of its own."""
 
 
@@ -117,6 +132,7 @@ def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> 
     shown = artifact.uri or str(artifact.path)
     request = {
         "module": converter.module,
+        "refusals": converter.refusals,
         "packages": converter.packages,
         "path": str(artifact.path.absolute()),
         "shown": shown,
@@ -168,7 +184,7 @@ def _run(converter: Converter, request: bytes, answer: IO[bytes], said: IO[bytes
     except OSError as error:
         raise ModelFormatError(
             f"{converter.setting} names {converter.interpreter()}, which cannot be run ({error.strerror}): name a "
-            f"Python that has {' and '.join(converter.packages)}"
+            f"Python that has {converter.needs}"
         ) from None
 
 
