@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from dippm import hf_files, tensorflow_files
+from dippm import hf_files, paddle_files, tensorflow_files
 from dippm.errors import ArtifactUnreachable, DigestMismatch, ModelFormatError
 
-FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "savedmodel", "keras", "tflite", "pickle")
+FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "savedmodel", "keras", "tflite", "paddle", "pickle")
 """Formats that `open_artifact` gives; a `pickle` is only loaded when it is trusted explicitly."""
 
 FRAMEWORKS = {
@@ -27,6 +27,7 @@ FRAMEWORKS = {
     "pt2": ("pt2",),
     "huggingface": ("huggingface",),
     "tensorflow": tensorflow_files.FORMATS,
+    "paddle": ("paddle",),
 }
 """What a user may call a file, and the formats that answer to it."""
 
@@ -41,7 +42,6 @@ _SPOKEN = {
     "keras": "a Keras model",
     "tflite": "a TensorFlow Lite model",
 }
-_CLOSED_FRAMEWORKS = frozenset({"paddle"})
 _OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
 _HEAD_BYTES = 4096
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -75,7 +75,7 @@ def open_artifact(
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
     `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed; that of a
     Hugging Face folder (or of the `config.json` in it) is over `config.json` and the headers of the weight files, that
-    of a SavedModel folder over its `saved_model.pb`.
+    of a SavedModel folder over its `saved_model.pb`. A folder with a PaddlePaddle program is that program.
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
@@ -89,6 +89,8 @@ def open_artifact(
     try:
         if tensorflow_files.is_saved_model_folder(path):
             return _open_saved_model(path, framework, digest, shown)
+        if path.is_dir() and (program := paddle_files.program_in(path, shown)):
+            path, shown, uri = program, f"{shown}/{program.name}", uri and f"{uri}/{program.name}"
         if path.is_dir() and not (path / hf_files.CONFIG).is_file():
             raise ModelFormatError(f"{shown} is a directory: name the model file in it")
         if path.is_dir():
@@ -138,6 +140,12 @@ def detect(path: Path, head: bytes) -> str:
         return "is empty: is the download complete?"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _detect_zip(path)
+    if paddle_files.is_program(head):
+        return "paddle"
+    if paddle_files.is_weights(head):
+        return (
+            "holds weights only (PaddlePaddle): name the program that belongs to it (.json or .pdmodel), or the folder"
+        )
     for signature, offset, clause in _CLOSED:
         if head[offset : offset + len(signature)] == signature:
             return clause
@@ -234,10 +242,6 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _check_framework(framework: str, detected: str, shown: str) -> None:
-    if framework in _CLOSED_FRAMEWORKS:
-        raise ModelFormatError(
-            f"format {framework} is not read yet, and {shown} is {_SPOKEN[detected]}: use format auto"
-        )
     allowed = FRAMEWORKS.get(framework)
     if allowed is None:
         raise ModelFormatError(f"framework {framework!r} is not known: use one of {', '.join(FRAMEWORKS)}")
