@@ -18,7 +18,7 @@ from dippm.measure.nvml import Gpu
 from dippm.zoo.build import batch_statistics, example_inputs, fill, float_dtype, normalises_batches, place
 from dippm.zoo.case import ZooCase
 
-STEADY_PASSES = 2
+STEADY_PASSES = 1
 CALIBRATION_BATCH = 4
 
 
