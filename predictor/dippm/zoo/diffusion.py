@@ -147,4 +147,4 @@ class DiffusionUNet(nn.Module):
     def _block(pair: nn.Module, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
         block, *attention = pair.children()
         x = block(x, time)
-        return attention[0](x, text) if attention else x  # type: ignore[no-any-return]
+        return attention[0](x, text) if attention else x
