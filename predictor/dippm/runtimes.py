@@ -11,6 +11,7 @@ USUAL = {
     "pt2": Runtime.GRAPH,
     "torchscript": Runtime.TORCHSCRIPT,
     "huggingface": Runtime.EAGER,
+    "safetensors": Runtime.EAGER,
     "pytorch": Runtime.EAGER,
     "savedmodel": Runtime.TENSORFLOW,
     "keras": Runtime.TENSORFLOW,
