@@ -69,7 +69,12 @@ class Artifact:
     @property
     def spoken(self) -> str:
         """What it is, in words."""
-        return _SPOKEN[self.format]
+        return spoken(self.format)
+
+
+def spoken(format: str) -> str:
+    """One of FORMATS in words."""
+    return _SPOKEN[format]
 
 
 def open_artifact(
