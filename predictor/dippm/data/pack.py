@@ -86,8 +86,10 @@ class Graphs:
         for name, graph in extracted:
             if isinstance(graph, str):
                 self.errors[name[0]] = graph
-            else:
-                self._bodies[name] = zlib.compress(json.dumps(graph.to_dict(), separators=(",", ":")).encode(), 1)
+                continue
+            for batch in TEMPLATE_BATCHES if name[1] in TEMPLATE_BATCHES else ():
+                self._bodies.pop((name[0], batch, name[2]), None)
+            self._bodies[name] = zlib.compress(json.dumps(graph.to_dict(), separators=(",", ":")).encode(), 1)
         anew = {(key, dtype) for key, batch, dtype in self._bodies if batch in TEMPLATE_BATCHES}
         self.of_base = {
             (key, batch, dtype)
