@@ -22,7 +22,7 @@ from dippm.data.call_store import CallWriter
 from dippm.data.columns import Case, Row, network_key
 from dippm.data.graph_store import GraphName, GraphWriter
 from dippm.data.join import align, align_decomposed, matched_share, tokens_of_calls, tokens_of_graph
-from dippm.data.load import DataSet, graph_names
+from dippm.data.reader import DataSet, graph_names
 from dippm.data.rows import MeasuredCall, OperatorRows
 from dippm.data.symbols import Shapes
 from dippm.data.tables import write_table

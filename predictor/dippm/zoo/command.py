@@ -82,8 +82,8 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _pack(args: argparse.Namespace) -> int:
     from dippm.data.card import write_card
-    from dippm.data.load import DataSet
     from dippm.data.pack import Graphs, pack, write
+    from dippm.data.reader import DataSet
     from dippm.data.rowfile import RowFile
     from dippm.zoo.extract import read_graphs
 
