@@ -11,6 +11,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -49,7 +51,7 @@ def main() -> None:
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     shown = request["shown"]
-    if missing := [name for name in request["packages"] if not _installed(name)]:
+    if missing := [name for name, version in versions(request["packages"]).items() if version is None]:
         return {"missing": missing}, b""
     try:
         module = import_module(request["module"])
@@ -68,9 +70,10 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     return {"notes": converted.notes}, converted.onnx
 
 
-def _installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def versions(distributions: Sequence[str]) -> dict[str, str | None]:
+    """Version of each distribution in this interpreter, None where it is not installed; nothing is imported."""
+    found: dict[str, str | None] = dict.fromkeys(distributions)
+    for name in distributions:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -29,6 +29,7 @@ import dippm
 from dippm import errors
 from dippm.artifact import Artifact
 from dippm.errors import ModelFormatError, ParseLimitExceeded
+from dippm.frontend.convert_child import versions
 from dippm.frontend.limits import Limits, how_it_ended
 
 LIMITS = Limits(
@@ -49,10 +50,13 @@ _QUIET = {
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-_BOOTSTRAP = (
+_PACKAGE = str(Path(dippm.__file__).parent)
+_AS_DIPPM = (
     "import sys, types; package = types.ModuleType('dippm'); package.__path__ = [sys.argv[1]]; "
-    "sys.modules['dippm'] = package; from dippm.frontend.convert_child import main; main()"
+    "sys.modules['dippm'] = package; from dippm.frontend import convert_child; "
 )
+_BOOTSTRAP = _AS_DIPPM + "convert_child.main()"
+_VERSIONS = _AS_DIPPM + "import json; print(json.dumps(convert_child.versions(sys.argv[2:])))"
 _SAID_BYTES = 2000
 
 
@@ -80,6 +84,32 @@ class Converter:
     def interpreter(self) -> str:
         """The Python that converts: the one that the setting names, else this one."""
         return os.environ.get(self.setting) or sys.executable
+
+    def installed(self) -> Mapping[str, str | None]:
+        """Version of each of its packages in that interpreter, None where it is missing; nothing is imported.
+
+        Raises ModelFormatError where the interpreter cannot be run.
+        """
+        if self.interpreter() == sys.executable:
+            return versions(self.packages)
+        try:
+            asked = subprocess.run(
+                [self.interpreter(), "-I", "-c", _VERSIONS, _PACKAGE, *self.packages],
+                capture_output=True, check=True, timeout=60, env=_environment(),
+            )  # fmt: skip
+        except OSError as error:
+            raise self.not_run(error.strerror) from None
+        except subprocess.SubprocessError:
+            raise self.not_run("it does not answer") from None
+        found: dict[str, str | None] = json.loads(asked.stdout)
+        return found
+
+    def not_run(self, reason: str | None) -> ModelFormatError:
+        """The interpreter that the setting names cannot be run."""
+        return ModelFormatError(
+            f"{self.setting} names {self.interpreter()}, which cannot be run ({reason}): name a Python that has "
+            f"{' and '.join(self.packages)}"
+        )
 
 
 PADDLE = Converter(
@@ -109,7 +139,7 @@ def as_onnx(artifact: Artifact) -> Iterator[tuple[Artifact, tuple[str, ...]]]:
         work = Path(folder) / "work"
         work.mkdir()
         notes = _convert(converter, artifact, path, work)
-        yield replace(artifact, path=path), notes
+        yield replace(artifact, path=path, uri=artifact.uri or str(artifact.path)), notes
 
 
 def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> tuple[str, ...]:
@@ -143,15 +173,14 @@ def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> 
 
 def _run(converter: Converter, request: bytes, answer: IO[bytes], said: IO[bytes], work: Path, shown: str) -> int:
     """Exit status of the child that had this request. Raises ModelFormatError or ParseLimitExceeded."""
-    environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     try:
         with subprocess.Popen(
-            [converter.interpreter(), "-I", "-c", _BOOTSTRAP, str(Path(dippm.__file__).parent)],
+            [converter.interpreter(), "-I", "-c", _BOOTSTRAP, _PACKAGE],
             stdin=subprocess.PIPE,
             stdout=answer,
             stderr=said,
             cwd=work,
-            env={**environment, **_QUIET, "TMPDIR": str(work)},
+            env={**_environment(), **_QUIET, "TMPDIR": str(work)},
             start_new_session=True,
         ) as process:
             try:
@@ -166,10 +195,11 @@ def _run(converter: Converter, request: bytes, answer: IO[bytes], said: IO[bytes
                     os.killpg(process.pid, signal.SIGKILL)
             return process.returncode
     except OSError as error:
-        raise ModelFormatError(
-            f"{converter.setting} names {converter.interpreter()}, which cannot be run ({error.strerror}): name a "
-            f"Python that has {' and '.join(converter.packages)}"
-        ) from None
+        raise converter.not_run(error.strerror) from None
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
 
 
 def _head(answer: IO[bytes]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed.add_argument("--timed", type=int, default=900, help="cases with time and energy (default: %(default)s)")
     listed.add_argument("--memory", type=int, default=2600, help="cases of memory alone (default: %(default)s)")
     listed.add_argument("--caps", type=int, default=160, help="searches for the smallest cap (default: %(default)s)")
+    listed.add_argument(
+        "--onnx", type=int, default=0, help="draw this many cases of ONNX Runtime instead of the lists above"
+    )
     extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
     extracted.add_argument("cases", type=Path)
     extracted.add_argument("graphs", type=Path, help="graphs are appended here; what it holds is not made again")
@@ -51,11 +54,17 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from dippm.zoo.catalogue import declared, random_members
     from dippm.zoo.declare import anchors, declare
+    from dippm.zoo.onnx_cases import declare_onnx
     from dippm.zoo.planning import read_plans
 
     with as_file(files("dippm.zoo").joinpath("planning.jsonl")) as path:
         plans = read_plans(path)
     members = declared() + random_members(args.random, args.seed)
+    if args.onnx:
+        listed = declare_onnx(members, plans, seed=args.seed, count=args.onnx)
+        write_cases(args.cases, listed)
+        print(f"{args.cases}: {len(listed)} cases of {len({c.network.key for c in listed})} networks", file=sys.stderr)
+        return 0
     cases = declare(members, plans, seed=args.seed, timed=args.timed, memory=args.memory, caps=args.caps)
     write_cases(args.cases, anchors(cases) + cases)
     print(f"{args.cases}: {len(cases)} cases of {len({c.network.key for c in cases})} networks", file=sys.stderr)
