@@ -26,6 +26,7 @@ from dippm_operator.predict import Question, ask
 from dippm_operator.resource import InferenceJobSpec, ModelFormat, ModelInput
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 IMAGE = (3, 8, 8)
 
 
