@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from dippm import hf_files
+from dippm import hf_files, paddle_files
 from dippm.errors import ArtifactUnreachable, DigestMismatch, ModelFormatError
 
-FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "pickle")
+FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "paddle", "pickle")
 """Formats that `open_artifact` gives; a `pickle` is only loaded when it is trusted explicitly."""
 
 FRAMEWORKS = {
@@ -26,6 +26,7 @@ FRAMEWORKS = {
     "torchscript": ("torchscript",),
     "pt2": ("pt2",),
     "huggingface": ("huggingface",),
+    "paddle": ("paddle",),
 }
 """What a user may call a file, and the formats that answer to it."""
 
@@ -35,8 +36,9 @@ _SPOKEN = {
     "torchscript": "a TorchScript model",
     "huggingface": "a Hugging Face folder",
     "pickle": "a pickled PyTorch object",
+    "paddle": "a PaddlePaddle inference model",
 }
-_CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle"})
+_CLOSED_FRAMEWORKS = frozenset({"tensorflow"})
 _OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
 _HEAD_BYTES = 4096
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -69,7 +71,8 @@ def open_artifact(
 
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
     `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed; that of a
-    Hugging Face folder (or of the `config.json` in it) is over `config.json` and the headers of the weight files.
+    Hugging Face folder (or of the `config.json` in it) is over `config.json` and the headers of the weight files. A
+    folder with a PaddlePaddle program is that program.
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
@@ -81,6 +84,8 @@ def open_artifact(
     path = Path(path)
     shown = uri or str(path)
     try:
+        if path.is_dir() and (program := paddle_files.program_in(path, shown)):
+            path, shown, uri = program, f"{shown}/{program.name}", uri and f"{uri}/{program.name}"
         if path.is_dir() and not (path / hf_files.CONFIG).is_file():
             raise ModelFormatError(f"{shown} {_describe_directory(path)}")
         if path.is_dir():
@@ -116,6 +121,12 @@ def detect(path: Path, head: bytes) -> str:
         return "is empty: is the download complete?"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _detect_zip(path)
+    if paddle_files.is_program(head):
+        return "paddle"
+    if paddle_files.is_weights(head):
+        return (
+            "holds weights only (PaddlePaddle): name the program that belongs to it (.json or .pdmodel), or the folder"
+        )
     for signature, offset, clause in _CLOSED:
         if head[offset : offset + len(signature)] == signature:
             return clause

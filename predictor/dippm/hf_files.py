@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def read_weight_files(folder: Path, shown: str) -> WeightFiles:
 
     Raises ModelFormatError for a file that is missing, truncated or not what its header says.
     """
-    files = _weight_files(folder, shown)
+    files = weight_files(folder, shown)
     size, elements = 0, 0
     by_dtype: dict[str, int] = {}
     state = hashlib.sha256()
@@ -99,15 +99,19 @@ def pickles_in(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(p.name for p in folder.iterdir() if p.name.startswith("pytorch_model") and p.suffix == ".bin"))
 
 
-def _weight_files(folder: Path, shown: str) -> tuple[Path, ...]:
-    if (folder / WEIGHTS).exists():
+def weight_files(folder: Path, shown: str, *, names: Collection[str] = ()) -> tuple[Path, ...]:
+    """Where a folder's weights lie: in one file, or in those that its index names. `names`: files that it has besides.
+
+    Raises ModelFormatError for an index that is none.
+    """
+    if WEIGHTS in names or (folder / WEIGHTS).exists():
         return (folder / WEIGHTS,)
     if not (folder / INDEX).exists():
         return ()
-    names = _json_object(folder / INDEX, shown).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+    placed = _json_object(folder / INDEX, shown).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(n, str) for n in placed.values()):
         raise ModelFormatError(f"{shown}: {INDEX} has no weight_map of tensors to files: download it again")
-    files = sorted(set(names.values()))
+    files = sorted(set(placed.values()))
     for name in files:
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise ModelFormatError(f"{shown}: {INDEX} names {name[:80]!r}, no safetensors file in the folder itself")

@@ -12,8 +12,9 @@ USUAL = {
     "torchscript": Runtime.TORCHSCRIPT,
     "huggingface": Runtime.EAGER,
     "pytorch": Runtime.EAGER,
+    "paddle": Runtime.ONNXRUNTIME,
 }
-"""The runtime that a file of each format is usually run by."""
+"""The runtime that a file of each format is usually run by; for one that is converted, that of its ONNX model."""
 
 STAND_INS = {Runtime.TORCHSCRIPT: Runtime.GRAPH, Runtime.ONNXRUNTIME: Runtime.GRAPH}
 """The measured runtime nearest to one that never was: each of these frees a tensor at its last use."""

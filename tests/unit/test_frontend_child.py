@@ -17,7 +17,8 @@ import pytest
 from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend import load_graph, pool
-from dippm.frontend.child import Limits, _understood, load_graph_in_child
+from dippm.frontend.child import _understood, load_graph_in_child
+from dippm.frontend.limits import Limits
 from dippm.frontend.pool import PARENT, WarmParent
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
@@ -117,8 +118,8 @@ def test_the_child_may_not_reach_out() -> None:
     """The audit hook and the namespace, in a process of its own: a hook cannot be taken back."""
     code = (
         "import os, socket, subprocess\n"
-        "from dippm.frontend.child import _cut_off\n"
-        "_cut_off()\n"
+        "from dippm.frontend.limits import cut_off\n"
+        "cut_off()\n"
         "tries = [lambda: os.system('true'), lambda: subprocess.run(['true']), lambda: os.fork(),\n"
         "         lambda: socket.socket().connect(('127.0.0.1', 9))]\n"
         "for n, attempt in enumerate(tries):\n"

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from dippm.measure import caps
+from dippm.case import Runtime
+from dippm.measure import caps, onnxruntime_case
+from dippm.measure.gpu_lock import GpuLock
 from dippm.measure.memory import AllocatorRetried, NotFinite, load, measure_memory, release
 from dippm.measure.nvml import Gpu
 from dippm.measure.operators import Record, record_kernels, record_memory
@@ -76,7 +78,9 @@ def measure_case(case: ZooCase, bench: Bench) -> dict[str, Any]:
         "pid": os.getpid(),
     }
     try:
-        if case.purpose == "min_cap":
+        if case.runtime is Runtime.ONNXRUNTIME:
+            row |= onnxruntime_case.measure(case, GpuLock(bench.lock) if bench.lock else None)
+        elif case.purpose == "min_cap":
             row |= caps.smallest_cap(case)
         else:
             module = construct(case.network)

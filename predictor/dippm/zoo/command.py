@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed.add_argument("--timed", type=int, default=900, help="cases with time and energy (default: %(default)s)")
     listed.add_argument("--memory", type=int, default=2600, help="cases of memory alone (default: %(default)s)")
     listed.add_argument("--caps", type=int, default=160, help="searches for the smallest cap (default: %(default)s)")
+    listed.add_argument(
+        "--onnx", type=int, default=0, help="draw this many cases of ONNX Runtime instead of the lists above"
+    )
     extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
     extracted.add_argument("cases", type=Path)
     extracted.add_argument("graphs", type=Path, help="graphs are appended here; what it holds is not made again")
@@ -36,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     packed = steps.add_parser("pack", help="join measured rows with graphs and write Parquet")
     packed.add_argument("cases", type=Path)
-    packed.add_argument("rows", type=Path, nargs="+", help="rows as dippm measure wrote them")
-    packed.add_argument("--graphs", type=Path, nargs="+", required=True)
+    packed.add_argument("rows", type=Path, nargs="+", help="rows as dippm measure wrote them, first come first served")
+    packed.add_argument("--graphs", type=Path, nargs="+", required=True, help="graphs as extracted; later files count")
+    packed.add_argument("--more-cases", type=Path, nargs="+", default=[], help="further lists that the rows belong to")
+    packed.add_argument("--base", type=Path, help="a data set whose cases, graphs and repeats come first")
     packed.add_argument("--out", type=Path, required=True, help="folder of the data set")
 
 
@@ -49,11 +54,17 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from dippm.zoo.catalogue import declared, random_members
     from dippm.zoo.declare import anchors, declare
+    from dippm.zoo.onnx_cases import declare_onnx
     from dippm.zoo.planning import read_plans
 
     with as_file(files("dippm.zoo").joinpath("planning.jsonl")) as path:
         plans = read_plans(path)
     members = declared() + random_members(args.random, args.seed)
+    if args.onnx:
+        listed = declare_onnx(members, plans, seed=args.seed, count=args.onnx)
+        write_cases(args.cases, listed)
+        print(f"{args.cases}: {len(listed)} cases of {len({c.network.key for c in listed})} networks", file=sys.stderr)
+        return 0
     cases = declare(members, plans, seed=args.seed, timed=args.timed, memory=args.memory, caps=args.caps)
     write_cases(args.cases, anchors(cases) + cases)
     print(f"{args.cases}: {len(cases)} cases of {len({c.network.key for c in cases})} networks", file=sys.stderr)
@@ -80,15 +91,16 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _pack(args: argparse.Namespace) -> int:
     from dippm.data.card import write_card
+    from dippm.data.load import DataSet
     from dippm.data.pack import Graphs, pack, write
     from dippm.data.rowfile import RowFile
     from dippm.zoo.extract import read_graphs
 
-    rows = [row for path in args.rows for row in RowFile(path).rows()]
-    runs = {row["provenance"]["run"]: row["provenance"] for row in rows if "provenance" in row}
-    cases = {case.id: _line(case) for case in read_cases(args.cases) if case.purpose == "labels" and not case.anchor}
-    known = [row for row in rows if row.get("anchor") or row.get("case") in cases]
-    packed = pack(known, cases, runs, Graphs(read_graphs(args.graphs)))
+    listed = [case for path in (args.cases, *args.more_cases) for case in read_cases(path)]
+    cases = {case.id: _line(case) for case in listed if case.purpose == "labels" and not case.anchor}
+    base = DataSet(args.base) if args.base else None
+    rows = (row for path in args.rows for row in RowFile(path).stream())
+    packed = pack(rows, cases, Graphs(read_graphs(args.graphs), base), base)
     for name, size in write(packed, args.out).items():
         print(f"{args.out / name}: {size} bytes", file=sys.stderr)
     write_card(args.out)
