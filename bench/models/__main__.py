@@ -1,11 +1,13 @@
 """Makes every model of the table, predicts it, and writes down how long it took or why it was missed.
 
-    python bench/models [--only TEXT] [--results docs/reference/models.csv] [--tensorflow PYTHON] [--paddle PYTHON]
+    python bench/models [--only TEXT] [--again] [--misses] [--results docs/reference/models.csv]
     python bench/models --render            # docs/reference/models.md from the results, nothing run again
 
-Each network's files are made in a temporary folder by a process of its own, then each goes the operator's path: parsed in
-a forked, limited child, predicted in this process. Runs under an interpreter that has torch, timm, transformers and
-onnxscript. Results are kept cell by cell: a cell that is in the results already is not run again, unless `--again`.
+Each network's files are made in a temporary folder by a process of its own, then each goes the operator's path: parsed
+in a forked, limited child, predicted in this process. Runs under an interpreter that has torch, timm, transformers and
+onnxscript; TensorFlow's and Paddle's models are made, and converted, by the interpreters that DIPPM_TENSORFLOW_PYTHON
+and DIPPM_PADDLE_PYTHON name, and left out where they name none. Results are kept cell by cell: what is in them already
+is not run again, unless by `--again` (everything) or `--misses`.
 """
 
 from __future__ import annotations
@@ -117,34 +119,69 @@ class PyTorchMaker:
         print(json.dumps(request), file=self._process.stdin, flush=True)
         shape = ",".join(map(str, network.shape))
         inputs = (shape,) if network.source == "timm" else (f"{shape}:int64", f"{shape}:int64")
-        told = 0
+        told = set()
         for line in self._process.stdout:
             said = json.loads(line)
             if "ended" in said:
-                for cell in wanted[told:]:
+                for cell in (c for c in wanted if c.key not in told):
                     yield Made(cell, None, reason=f"the exporter's process ended with {said['ended']}")
                 return
-            told += 1
             cell = Cell(**said["cell"])
+            told.add(cell.key)
             path = Path(said["file"]) if said["file"] else None
             yield Made(cell, path, inputs if cell.door == "torchscript" else (), BATCH, said.get("error", ""))
             if path is not None:
                 path.unlink()
 
 
-def huggingface(folder: Path, done: frozenset[str], only: str) -> Iterator[Made]:
-    """Hugging Face folders, made by `huggingface_models.py`."""
-    script = str(HERE / "huggingface_models.py")
-    for one in json.loads(_run([sys.executable, script, "list"]).stdout):
-        cell = Cell("Hugging Face", one["name"], "folder")
-        if cell.key in done or only not in cell.key:
-            continue
-        path = folder / one["name"]
-        answer = _run([sys.executable, script, "make", one["name"], str(path)])
-        if answer.returncode:
-            yield Made(cell, None, reason=answer.stderr.strip().splitlines()[-1][:300])
-        else:
-            yield Made(cell, path, tuple(one["inputs"]), one["batch"])
+@dataclass(frozen=True)
+class Script:
+    """A maker of its own: `SCRIPT list` names its models, `SCRIPT make NAME FOLDER` writes one of them."""
+
+    family: str
+    file: str
+    setting: str = ""
+    """Environment variable by which the predictor, too, knows the interpreter that has the framework."""
+    door: str = ""
+    """Where its names do not say it (`resnet50/keras`)."""
+
+    def files(self, done: frozenset[str], only: str) -> Iterator[Made]:
+        """Its files that are not in the results yet; none where the interpreter is not named."""
+        python = os.environ.get(self.setting) if self.setting else sys.executable
+        if not python or not (HERE / self.file).exists():
+            return
+        command = [python, str(HERE / self.file)]
+        for one in json.loads(_run([*command, "list"]).stdout):
+            model, _, door = one["name"].partition("/")
+            cell = Cell(self.family, model, door or self.door)
+            if cell.key in done or only not in cell.key:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                answer = _run([*command, "make", one["name"], folder])
+                if answer.returncode:
+                    yield Made(cell, None, reason=_last_line(answer.stderr))
+                else:
+                    yield Made(cell, _written(answer.stdout, Path(folder)), tuple(one["inputs"]), one["batch"])
+
+
+SCRIPTS = (
+    Script("Hugging Face", "huggingface_models.py", door="folder"),
+    Script("TensorFlow", "tensorflow_models.py", "DIPPM_TENSORFLOW_PYTHON"),
+    Script("Paddle", "paddle_models.py", "DIPPM_PADDLE_PYTHON", door="inference model"),
+)
+
+
+def _written(printed: str, folder: Path) -> Path:
+    """The path that a maker printed last; else the program in the folder; else the folder."""
+    last = _last_line(printed)
+    if last and Path(last).exists():
+        return Path(last)
+    programs = sorted(p for p in folder.glob("inference.*") if p.suffix in (".json", ".pdmodel"))
+    return programs[0] if programs else folder
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1].strip()[:300]
 
 
 def _environment() -> dict[str, str]:
@@ -177,8 +214,8 @@ def files(done: frozenset[str], only: str) -> Iterator[Made]:
         assert maker is not None
         with tempfile.TemporaryDirectory() as folder:
             yield from maker.files(list(group), Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        yield from huggingface(Path(folder), done, only)
+    for script in SCRIPTS:
+        yield from script.files(done, only)
 
 
 def main() -> None:

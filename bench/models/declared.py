@@ -61,7 +61,9 @@ def _timm(family: str, *names: str, sides: Mapping[str, int] | None = None) -> t
 
 _SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 NETWORKS: tuple[Network, ...] = (
-    *_timm("efficientnet", "efficientnet_b0", "efficientnet_b3", "tf_efficientnetv2_b0", sides={"efficientnet_b3": 300}),
+    *_timm(
+        "efficientnet", "efficientnet_b0", "efficientnet_b3", "tf_efficientnetv2_b0", sides={"efficientnet_b3": 300}
+    ),
     *_timm("mnasnet", "mnasnet_100", "mnasnet_050", "semnasnet_100"),
     *_timm("mobilenet", "mobilenetv2_100", "mobilenetv3_large_100", "mobilenetv3_small_100", "mobilenetv4_conv_small"),
     *_timm("resnet", "resnet18", "resnet50", "resnet101"),

@@ -52,7 +52,10 @@ FOLDERS = (
     Folder("opt-125m", "OPTForCausalLM", {}, ("512",)),
     Folder("bert-base-uncased", "BertForSequenceClassification", {}, ("128",), "F32", 8),
     Folder("distilbert-base", "DistilBertForMaskedLM", {}, ("128",), "F32", 8),
-    Folder("roberta-base", "RobertaForSequenceClassification", {"vocab_size": 50265, "max_position_embeddings": 514}, ("128",), "F32", 8),
+    Folder(
+        "roberta-base", "RobertaForSequenceClassification", {"vocab_size": 50265, "max_position_embeddings": 514},
+        ("128",), "F32", 8,
+    ),
     Folder("t5-small", "T5ForConditionalGeneration", {}, ("128",), "F32", 8),
     Folder("whisper-tiny", "WhisperForConditionalGeneration", {}, ("80,3000",), "F32", 8),
     Folder("vit-base-patch16-224", "ViTForImageClassification", {}, (), "F32", 8),

@@ -2,9 +2,9 @@
 
     python bench/models/pytorch_models.py < requests
 
-A request (a line of JSON) names the network, its cells and a folder; a line of JSON a cell says the file, or why there is
-none, and one at the end how the process ended. Weights are
-allocated and not set (constructors' random numbers are left out by `dippm.zoo.build`).
+A request (a line of JSON) names the network, its cells and a folder; a line of JSON a cell says the file, or why there
+is none, and one at the end how the process ended. Weights are allocated and not set (constructors' random numbers are
+left out by `dippm.zoo.build`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import timm  # noqa: F401  # imported before the fork
 import torch
-import torch.onnx._internal.exporter._core  # noqa: F401  # imported before the fork
+import torch.onnx._internal.exporter._core  # imported before the fork
 import transformers
 from declared import FUSED_ATTENTION_OPSET, NETWORKS, Cell, Network
 from timm.layers import set_fused_attn

@@ -3,8 +3,9 @@
 torch.export takes the time of every layer, and the 32 of a decoder of 7 B parameters are the same. So
 
 1. find the one list of layers whose parameters are alike (`_stack`);
-2. run the whole model's own Python on the meta device, and take nothing for granted: from the second layer on, each must
-   call the same operators on the same shapes with the same numbers, and so must what runs between two (`_runs_alike`);
+2. run the whole model's own Python on the meta device and hold the layers against each other: from the second on, each
+   must call the same operators on the same tensors, shapes and numbers, and so must what runs between two
+   (`_runs_alike`);
 3. export the model with three layers (`graph_of_module`);
 4. hold the third layer's operators against the second's: each is the other one layer further (`_Splice.follows`);
 5. write the third once more for every layer that was left out (`_Splice.repeated`).
@@ -91,11 +92,11 @@ def _state(layer: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from layer.named_buffers()
 
 
-class _Calls(TorchDispatchMode):
+class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every ATen call with what it is given: numbers, shapes, and where each tensor comes from."""
 
     def __init__(self, own: Mapping[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Any] = []
         self._own = own
         """Names of the layers' own parameters within their layer, by the tensor's `id`."""
@@ -286,6 +287,7 @@ class _Splice:
         values += [self._value(v, before, 0) for v in graph.values[own_end:results_end]]
         operators = [self._operator(o, before, 0, 0) for o in graph.operators[: self._end]]
         for copy in range(1, missing + 1):
+
             def to(value: int, copy: int = copy) -> int:
                 return in_copy(value, copy)
 
