@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -69,12 +69,19 @@ class Converter:
     module: str
     """Run in the child: `convert(path: Path, shown: str) -> Converted`; importing it imports the framework."""
     packages: tuple[str, ...]
-    """Distributions that the interpreter must have."""
+    """Distributions that the interpreter must have; `a|b` where either will do."""
     extra: str
     """The extra of this distribution that installs them."""
     setting: str
     """Environment variable that names another interpreter which has them."""
+    refusals: str = ""
+    """Run in the child before the framework is looked for: `refuse(path, shown)` raises for what must not be loaded."""
     limits: Limits = LIMITS
+
+    @property
+    def needs(self) -> str:
+        """The packages, in words."""
+        return _in_words(self.packages)
 
     @property
     def install(self) -> str:
@@ -108,7 +115,7 @@ class Converter:
         """The interpreter that the setting names cannot be run."""
         return ModelFormatError(
             f"{self.setting} names {self.interpreter()}, which cannot be run ({reason}): name a Python that has "
-            f"{' and '.join(self.packages)}"
+            f"{self.needs}"
         )
 
 
@@ -119,8 +126,20 @@ PADDLE = Converter(
     extra="paddle",
     setting="DIPPM_PADDLE_PYTHON",
 )
-CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE}
+TENSORFLOW = Converter(
+    name="TensorFlow",
+    module="dippm.frontend.tensorflow_convert",
+    packages=("tensorflow|tensorflow-cpu", "tf2onnx"),
+    extra="tensorflow",
+    setting="DIPPM_TENSORFLOW_PYTHON",
+    refusals="dippm.frontend.tensorflow_safety",
+)
+CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE, "savedmodel": TENSORFLOW, "keras": TENSORFLOW}
 """By `Artifact.format`. Every other format has a door of its own."""
+
+
+def _in_words(packages: Iterable[str]) -> str:
+    return " and ".join(names.partition("|")[0] for names in packages)
 
 
 @contextlib.contextmanager
@@ -147,6 +166,7 @@ def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> 
     shown = artifact.uri or str(artifact.path)
     request = {
         "module": converter.module,
+        "refusals": converter.refusals,
         "packages": converter.packages,
         "path": str(artifact.path.absolute()),
         "shown": shown,
@@ -163,7 +183,7 @@ def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> 
         if missing := head.get("missing"):
             where = "" if converter.interpreter() == sys.executable else f" in {converter.interpreter()}"
             raise ModelFormatError(
-                f"{shown} is {artifact.spoken}, which needs {' and '.join(missing)}{where}: {converter.install}"
+                f"{shown} is {artifact.spoken}, which needs {_in_words(missing)}{where}: {converter.install}"
             )
         if "error" in head:
             raise getattr(errors, head["error"], ModelFormatError)(head["message"])

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=12, help="processes side by side where no time is taken")
     parser.add_argument("--builders", type=int, default=3, help="processes of which one at a time takes times")
-    parser.add_argument("--per-process", type=int, default=8, help="cases after which a process is replaced")
+    parser.add_argument("--per-process", type=int, default=40, help="cases after which a process is replaced")
     parser.add_argument("--budget-gib", type=float, default=110.0, help="planned memory on the GPU at once")
     parser.add_argument("--limit", type=int, default=None, help="no more than so many cases a stage")
     one = parser.add_argument_group("one model instead of a list")
@@ -110,7 +110,7 @@ def of_stage(cases: list[ZooCase], stage: str) -> list[ZooCase]:
 def stage_plan(args: argparse.Namespace, stage: str, seconds: float) -> Plan:
     """Processes, GPU budget and time of a stage."""
     if stage in ("anchors", "timed"):
-        return Plan(args.builders, 40, args.budget_gib * 1024, seconds)
+        return Plan(args.builders, 40, args.budget_gib * 1024, seconds, grouped=False)
     if stage == "caps":
         return Plan(args.workers, 1, args.budget_gib * 1024, seconds, case_seconds=120.0)
     if stage == "onnxruntime":
