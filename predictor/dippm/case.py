@@ -42,6 +42,8 @@ class Runtime(StrEnum):
     """A loaded exported program: a tensor dies at its last use."""
     TORCHSCRIPT = "torchscript"
     ONNXRUNTIME = "onnxruntime"
+    TENSORFLOW = "tensorflow"
+    PADDLE = "paddle"
 
 
 class Allocator(StrEnum):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from dippm.artifact import open_artifact
 from dippm.case import Case, Precision, Runtime
@@ -93,7 +93,7 @@ class InvertedResidual(nn.Module):
         shortcut = x
         x = self.depthwise(self.expand(x))
         scale = x.mean((2, 3), keepdim=True)
-        x = x * self.gate(self.excite(F.relu(self.squeeze(scale))))
+        x = x * self.gate(self.excite(functional.relu(self.squeeze(scale))))
         return self.project(x) + shortcut  # type: ignore[no-any-return]
 
 
@@ -107,8 +107,8 @@ class DenseLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = [self.stem(x), self.other(x)]
         for norm, conv in zip(self.norms, self.convs, strict=True):
-            features.append(conv(F.relu(norm(torch.cat(features, 1)))))
-        return F.avg_pool2d(torch.cat(features, 1), 2)
+            features.append(conv(functional.relu(norm(torch.cat(features, 1)))))
+        return functional.avg_pool2d(torch.cat(features, 1), 2)
 
 
 class SelfAttention(nn.Module):
@@ -120,7 +120,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, 3, 64).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.proj(x.transpose(1, 2).reshape(b, n, c))  # type: ignore[no-any-return]
 
 
@@ -152,7 +152,7 @@ class MaskedAttention(nn.Module):
         b, n, c = x.shape
         q, k, v = (f(x).view(b, n, 2, 64).transpose(1, 2) for f in (self.query, self.key, self.value))
         shown = (mask > 0)[:, None, None, :].expand(b, 1, n, n)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=shown)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=shown)
         return self.norm(x + y.transpose(1, 2).reshape(b, n, c))  # type: ignore[no-any-return]
 
 
@@ -230,8 +230,8 @@ class SuperResolution(nn.Module):
         self.conv, self.act = nn.Conv2d(3, 48, 3, padding=1), nn.LeakyReLU(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pixel_shuffle(self.act(self.conv(x)), 4)
-        return F.interpolate(x, scale_factor=2.0, mode="bilinear").clamp(0.0, 1.0)
+        x = functional.pixel_shuffle(self.act(self.conv(x)), 4)
+        return functional.interpolate(x, scale_factor=2.0, mode="bilinear").clamp(0.0, 1.0)
 
 
 IMAGE = (torch.zeros(BATCH, 3, 224, 224),)
@@ -396,7 +396,7 @@ def test_causal_attention_and_its_scale_are_told_apart(tmp_path: Path) -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             q, k, v = x.unbind(1)
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
 
     graph = through_onnx(Scaled().eval(), [torch.zeros(BATCH, 3, 2, 16, 64)], tmp_path)
     (attention,) = [o for o in graph.operators if o.kind == "scaled_dot_product_attention"]
@@ -408,7 +408,8 @@ def test_causal_attention_and_its_scale_are_told_apart(tmp_path: Path) -> None:
 def _bench() -> ModuleType:
     name = "bench_doors"
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "bench" / "doors.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tests.chart import CHART, NAMESPACE, REPOSITORY, container, find, objects, of_kind, templates
 
-from dippm.frontend.child import Limits
+from dippm.frontend.limits import Limits
 
 CERT_MANAGER = {"certificates": {"provider": "cert-manager"}}
 EVERYTHING: dict[str, Any] = {

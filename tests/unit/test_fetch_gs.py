@@ -15,11 +15,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from gcp_storage_emulator.server import create_server
 from google.auth import jwt
+from tests.hugging_face import LLAMA_7B, write_llama
 from tests.unit.test_fetch_skim import LIMITS, write_onnx
 
+from dippm.artifact import open_artifact
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch import ArtifactCache, Credentials, Fetcher
-from dippm_operator.fetch.gs import KEY, gs_url
+from dippm_operator.fetch.gs import KEY, GsFolder
 
 
 @pytest.fixture
@@ -45,6 +47,27 @@ async def test_onnx_in_a_bucket_costs_its_graph(emulator: str, tmp_path: Path) -
         assert artifact.fetched_bytes < 60_000
     with pytest.raises(ArtifactUnreachable, match=r"gs://models/nothing.onnx answered 404"):
         async with fetcher.open("gs://models/nothing.onnx"):
+            pass
+    await fetcher.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+async def test_hugging_face_folder_under_a_prefix(emulator: str, tmp_path: Path) -> None:
+    write_llama(
+        tmp_path / "llama", LLAMA_7B | {"hidden_size": 128, "vocab_size": 1000, "num_hidden_layers": 4}, shards=2
+    )
+    async with aiohttp.ClientSession() as session:
+        for path in (tmp_path / "llama").iterdir():
+            url = f"{emulator}/upload/storage/v1/b/models/o?uploadType=media&name=llm/{path.name}"
+            async with session.post(url, data=path.read_bytes()) as answer:
+                assert answer.status == 200, await answer.text()
+    fetcher = Fetcher(ArtifactCache(tmp_path / "cache", 10**9), replace(LIMITS, cloud_storage=emulator))
+    for fetched in (True, False):
+        async with fetcher.open("gs://models/llm") as artifact:
+            assert open_artifact(artifact.path).format == "huggingface"
+            assert (0 < artifact.fetched_bytes < 30_000) is fetched
+    with pytest.raises(ArtifactUnreachable, match=r"gs://models/empty/ holds no files"):
+        async with fetcher.open("gs://models/empty/"):
             pass
     await fetcher.close()
 
@@ -109,7 +132,6 @@ async def test_service_account_reads_and_its_own_token_url_is_not_believed(googl
     await fetcher.close()
 
 
-def test_object_names_are_one_segment() -> None:
-    assert gs_url("gs://b/a/m%20x.onnx", "https://h") == "https://h/download/storage/v1/b/b/o/a%2Fm%20x.onnx?alt=media"
+def test_a_uri_without_an_object_says_how_to_write_it() -> None:
     with pytest.raises(ArtifactUnreachable, match="names no object"):
-        gs_url("gs://b", "https://h")
+        GsFolder(None, LIMITS, "gs://b", {})  # type: ignore[arg-type]

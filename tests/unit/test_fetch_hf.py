@@ -13,7 +13,7 @@ from tests.unit.test_fetch_skim import LIMITS, write_onnx
 
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch import ArtifactCache, Credentials, Fetcher
-from dippm_operator.fetch.hf import HubFile, only_model, parse_hf
+from dippm_operator.fetch.hf import HubFile, parse_hf
 
 
 class Hub:
@@ -21,7 +21,7 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.paths = ["config.json", "onnx/model.onnx"]
+        self.paths = ["README.md", "config.json", "onnx/model.onnx"]
         self.token_at_store: list[str | None] = []
         self.revisions: set[str] = set()
         hub, store = web.Application(), web.Application()
@@ -92,11 +92,6 @@ async def test_which_file_is_said_where_there_are_several(hub: Hub, fetcher: Fet
     with pytest.raises(ArtifactUnreachable, match=r"several models .*name one: hf://owner/net/a.onnx"):
         async with fetcher.open("hf://owner/net"):
             pass
-
-
-def test_weights_alone_are_refused_by_name() -> None:
-    with pytest.raises(ArtifactUnreachable, match="weights alone are not read yet"):
-        only_model("hf://o/m", ["config.json", "model.safetensors"])
 
 
 def test_uris_are_spelled_as_kserve_does() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from tests.hugging_face import LLAMA_7B, write_llama
 from tests.unit.test_fetch_skim import LIMITS, write_onnx
 
 from dippm.artifact import open_artifact
@@ -18,8 +19,10 @@ from dippm.errors import ArtifactUnreachable, DippmError
 from dippm.frontend import load_graph
 from dippm_operator.fetch import LINK_LOCAL, LOOPBACK, ArtifactCache, Credentials, Fetcher
 from dippm_operator.fetch.credentials import s3_options
-from dippm_operator.fetch.s3 import s3_request
+from dippm_operator.fetch.s3 import s3_bucket
 
+TINY = LLAMA_7B | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
+                   "num_key_value_heads": 4, "vocab_size": 1000}  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
@@ -82,7 +85,7 @@ async def test_missing_object_and_folder_say_so(endpoint: str, bucket: Any, fetc
     with pytest.raises(ArtifactUnreachable, match=r"s3://models/nothing.onnx answered 404"):
         async with fetcher.open("s3://models/nothing.onnx", credentials=credentials):
             pass
-    with pytest.raises(ArtifactUnreachable, match="names no object"):
+    with pytest.raises(ArtifactUnreachable, match="s3://models/folder/ holds no files"):
         async with fetcher.open("s3://models/folder/", credentials=credentials):
             pass
 
@@ -112,10 +115,58 @@ def test_secret_that_does_not_do(hosts: str, data: dict[str, str], words: str) -
 
 
 def test_aws_itself_is_meant_where_there_is_no_endpoint() -> None:
-    url, sign = s3_request("s3://models/a/b c.onnx", None)
-    assert url == "https://models.s3.us-east-1.amazonaws.com/a/b%20c.onnx"
-    assert sign is None, "without a Secret nobody's identity is used"
-    assert s3_request("s3://my.models/m.onnx", None)[0] == "https://s3.us-east-1.amazonaws.com/my.models/m.onnx"
+    bucket = s3_bucket("s3://models/a/b c.onnx", None)
+    assert (bucket.url, bucket.key) == ("https://models.s3.us-east-1.amazonaws.com", "a/b c.onnx")
+    assert bucket.sign is None, "without a Secret nobody's identity is used"
+    assert s3_bucket("s3://my.models/m.onnx", None).url == "https://s3.us-east-1.amazonaws.com/my.models"
+
+
+@pytest.mark.parametrize("uri", ["s3://models/llm/llama/", "s3://models/llm/llama"])
+async def test_hugging_face_folder_under_a_prefix(
+    endpoint: str, bucket: Any, fetcher: Fetcher, tmp_path: Path, uri: str
+) -> None:
+    write_llama(tmp_path / "llama", TINY, shards=2)
+    for path in (tmp_path / "llama").iterdir():
+        bucket.upload_file(str(path), "models", f"llm/llama/{path.name}")
+    bucket.put_object(Bucket="models", Key="llm/llama-other/model.onnx", Body=b"not ours")
+    credentials = Credentials.from_secret(secret(endpoint))
+    async with fetcher.open(uri, credentials=credentials) as artifact:
+        assert artifact.fetched_bytes < 30_000 < artifact.size_bytes
+        assert open_artifact(artifact.path).format == "huggingface"
+        assert {p.name for p in artifact.path.iterdir()} == {p.name for p in (tmp_path / "llama").iterdir()}
+    async with fetcher.open(uri, credentials=credentials) as artifact:
+        assert artifact.fetched_bytes == 0
+
+
+async def test_newest_version_of_a_saved_model_without_its_variables(
+    endpoint: str, bucket: Any, fetcher: Fetcher
+) -> None:
+    shard = b"w" * 3_000_000
+    for version in (2, 10):
+        files = {"saved_model.pb": b"\x08\x01" + b"graph" * 100, "variables/variables.index": b"index",
+                 "variables/variables.data-00000-of-00001": shard, "assets/vocabulary.txt": b"a b"}  # fmt: skip
+        for path, content in files.items():
+            bucket.put_object(Bucket="models", Key=f"tf/net/{version}/{path}", Body=content + b"%d" % version)
+    credentials = Credentials.from_secret(secret(endpoint))
+    async with fetcher.open("s3://models/tf/net/", credentials=credentials) as artifact:
+        assert (artifact.path / "saved_model.pb").read_bytes().endswith(b"graph10")
+        assert (artifact.path / "assets" / "vocabulary.txt").read_bytes() == b"a b10"
+        variables = artifact.path / "variables" / "variables.data-00000-of-00001"
+        assert variables.stat().st_size == len(shard) + 2
+        assert variables.stat().st_blocks == 0, "a hole"
+        assert artifact.fetched_bytes < 2_000
+
+
+async def test_prefix_of_many_objects_is_listed_to_its_end(
+    endpoint: str, bucket: Any, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dippm_operator.fetch.s3.PAGE", 3)
+    for number in range(7):
+        bucket.put_object(Bucket="models", Key=f"many/data/{number}.txt", Body=b"")
+    bucket.put_object(Bucket="models", Key="many/z/net.tflite", Body=b"\x18\0\0\0TFL3" + b"\0" * 100)
+    async with fetcher.open("s3://models/many/", credentials=Credentials.from_secret(secret(endpoint))) as artifact:
+        assert artifact.path.name.endswith("many")
+        assert artifact.size_bytes == 108
 
 
 def test_secret_is_not_shown() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
@@ -16,16 +16,17 @@ import aiohttp
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.cache import ArtifactCache, Entry
 from dippm_operator.fetch.credentials import Credentials, http_headers
-from dippm_operator.fetch.gs import gs_token, gs_url
-from dippm_operator.fetch.hf import headers_for, list_files, only_model, parse_hf, url_of
+from dippm_operator.fetch.gs import GsFolder, gs_token
+from dippm_operator.fetch.hf import HubFolder, headers_for, parse_hf
 from dippm_operator.fetch.http import HttpSource, client, shown
 from dippm_operator.fetch.limits import FetchLimits
-from dippm_operator.fetch.local import check_digest, fetch_file
+from dippm_operator.fetch.local import check_digest, fetch_file, folder_digest
 from dippm_operator.fetch.oci import oci_source
 from dippm_operator.fetch.result import Fetched
-from dippm_operator.fetch.s3 import s3_request
+from dippm_operator.fetch.s3 import S3Folder, s3_bucket
 from dippm_operator.fetch.source import Source
 from dippm_operator.fetch.take import take
+from dippm_operator.fetch.take_folder import ModelFolder, find, take_folder
 from dippm_operator.resource.names import not_fetched
 
 
@@ -36,10 +37,12 @@ class Fetcher:
         self._cache = cache
         self._limits = limits
         self._session: aiohttp.ClientSession | None = None
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix="dippm-take")
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def close(self) -> None:
         """Close connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._session is not None:
             await self._session.close()
 
@@ -62,46 +65,68 @@ class Fetcher:
             raise ArtifactUnreachable(f"{shown(uri)}: {why}.")
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
-            source = await self._source(uri, scheme, credentials)
-            try:
-                entry, fetched_bytes = await self._current(uri, source, whole=digest is not None)
-            finally:
-                await source.close()
+            store = await self._store(uri, scheme, credentials)
+            if isinstance(store, ModelFolder):
+                entry, fetched_bytes = await self._current_folder(uri, store)
+            else:
+                try:
+                    entry, fetched_bytes = await self._current(uri, store, whole=digest is not None)
+                finally:
+                    await store.close()
         try:
-            if digest is not None:
-                check_digest(shown(uri), entry.content_digest, digest)
             told = entry.content_digest or entry.look.content_digest
+            if digest is not None:
+                told = await asyncio.to_thread(folder_digest, shown(uri), entry.path) if entry.is_folder else told
+                check_digest(shown(uri), told, digest)
             yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, told)
         finally:
             await asyncio.to_thread(self._cache.release, entry)
 
-    async def _source(self, uri: str, scheme: str, credentials: Credentials | None) -> Source:
+    async def _store(self, uri: str, scheme: str, credentials: Credentials | None) -> Source | ModelFolder:
         if self._session is None:
             self._session = client(self._limits)
-        name, no_headers = shown(uri), dict[str, str]()
+        session, limits, name = self._session, self._limits, shown(uri)
         if scheme == "s3":
-            url, sign = s3_request(uri, credentials)
-            return HttpSource(self._session, url, self._limits, name=name, sign=sign, exact=True)
+            return await find(S3Folder(session, limits, s3_bucket(uri, credentials), name))
         if scheme == "gs":
-            url, headers = gs_url(uri, self._limits.cloud_storage), no_headers
+            headers: dict[str, str] = {}
             if credentials is not None:
-                endpoint, tokens = self._limits.cloud_storage, self._limits.google_tokens
-                token = await gs_token(self._session, credentials, endpoint=endpoint, token_url=tokens)
+                endpoint, tokens = limits.cloud_storage, limits.google_tokens
+                token = await gs_token(session, credentials, endpoint=endpoint, token_url=tokens)
                 headers = {"Authorization": f"Bearer {token}"}
-            return HttpSource(self._session, url, self._limits, name=name, headers=headers, exact=True)
+            return await find(GsFolder(session, limits, uri, headers))
         if scheme == "hf":
-            token_headers = headers_for(credentials, urlsplit(self._limits.hub).hostname or "")
-            file = parse_hf(uri)
-            if not file.path:
-                paths = await list_files(self._session, self._limits.hub, file, token_headers, self._limits)
-                file = replace(file, path=only_model(uri, paths))
-            url = url_of(self._limits.hub, file)
-            return HttpSource(self._session, url, self._limits, name=name, headers=token_headers)
+            token_headers = headers_for(credentials, urlsplit(limits.hub).hostname or "")
+            return await find(HubFolder(session, limits, parse_hf(uri), token_headers, name))
         if scheme == "oci":
-            return await oci_source(self._session, uri, credentials, self._limits)
+            return await oci_source(session, uri, credentials, limits)
         if credentials is not None:
-            return HttpSource(self._session, uri, self._limits, headers=http_headers(uri, credentials))
-        return HttpSource(self._session, uri, self._limits)
+            return HttpSource(session, uri, limits, headers=http_headers(uri, credentials))
+        return HttpSource(session, uri, limits)
+
+    async def _current_folder(self, uri: str, model: ModelFolder) -> tuple[Entry, int]:
+        """As `_current`, of a model of several files."""
+        entry = await asyncio.to_thread(self._cache.get, uri)
+        try:
+            look = await model.look(entry.look if entry is not None and entry.is_folder else None)
+            if look is None and entry is not None:
+                kept, entry = entry, None
+                return kept, 0
+        finally:
+            if entry is not None:
+                await asyncio.to_thread(self._cache.release, entry)
+        if look is None:
+            raise ArtifactUnreachable(f"{model.folder.name} says that it did not change, but it was never read.")
+        folder = self._cache.begin()
+        try:
+            files, received = await take_folder(model, folder / "model", self._limits, self._threads)
+            kept = await asyncio.to_thread(self._cache.put, uri, folder, look, "", files, is_folder=True)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, BaseExceptionGroup):  # several files at once, and the first that failed says why
+                raise error.exceptions[0] from None
+            raise
+        return kept, received
 
     async def _current(self, uri: str, source: Source, *, whole: bool) -> tuple[Entry, int]:
         """The entry with the store's present content, and the bytes that had to be fetched for it."""
@@ -120,7 +145,7 @@ class Fetcher:
         folder = self._cache.begin()
         name = (PurePosixPath(unquote(urlsplit(uri).path)).name or "model")[-100:]
         try:
-            taken = await take(source, look, folder / "model" / name, self._limits, whole=whole)
+            taken = await take(source, look, folder / "model" / name, self._limits, self._threads, whole=whole)
             digest = taken.content_digest
             kept = await asyncio.to_thread(self._cache.put, uri, folder, look, digest, (taken.file,), is_folder=False)
         except BaseException:

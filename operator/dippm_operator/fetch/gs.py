@@ -1,33 +1,76 @@
 """`gs://bucket/object`: Google Cloud Storage's JSON API, with a service account's token where there is a Secret.
 
-https://cloud.google.com/storage/docs/json_api/v1/objects/get, https://developers.google.com/identity/protocols/oauth2/service-account
+https://cloud.google.com/storage/docs/json_api/v1/objects (get and list),
+https://developers.google.com/identity/protocols/oauth2/service-account
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import aiohttp
 
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.credentials import Credentials
-from dippm_operator.fetch.http import shown, spoken
+from dippm_operator.fetch.folder import LONGEST_LISTING, Listed
+from dippm_operator.fetch.http import HttpSource, ask, refused, shown, spoken
+from dippm_operator.fetch.limits import FetchLimits
+from dippm_operator.fetch.listing import check_count, objects_of, whole_number
 
 KEY = "gcloud-application-credentials.json"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 _GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
-def gs_url(uri: str, endpoint: str) -> str:
-    """The URL of an object's content. Raises ArtifactUnreachable where the URI names none."""
-    parts = urlsplit(uri)
-    bucket, name = parts.netloc, unquote(parts.path).lstrip("/")
-    if not bucket or not name or name.endswith("/"):
-        raise ArtifactUnreachable(f"{shown(uri)} names no object; write gs://BUCKET/PATH/model.onnx.")
-    return f"{endpoint}/download/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}?alt=media"
+class GsFolder:
+    """What a bucket has below a prefix. Raises ArtifactUnreachable where the URI names nothing in a bucket."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, limits: FetchLimits, uri: str, headers: Mapping[str, str]
+    ) -> None:
+        parts = urlsplit(uri)
+        self.name = shown(uri)
+        self.path = unquote(parts.path).lstrip("/")
+        if not parts.netloc or not self.path:
+            raise ArtifactUnreachable(
+                f"{self.name} names no object; write gs://BUCKET/PATH/model.onnx or gs://BUCKET/FOLDER/."
+            )
+        self._session = session
+        self._limits = limits
+        self._headers = dict(headers)
+        self._bucket = quote(parts.netloc, safe="")
+
+    async def list(self) -> tuple[Listed, ...]:
+        prefix, token, listed = self.path.rstrip("/") + "/", "", list[Listed]()
+        while True:
+            query = {"prefix": prefix, "fields": "items(name,size,etag,generation),nextPageToken"}
+            query |= {"pageToken": token} if token else {}
+            url = f"{self._limits.cloud_storage}/storage/v1/b/{self._bucket}/o?{urlencode(query)}"
+            answer = await ask(
+                self._session, self.name, url, self._headers, self._limits, most=LONGEST_LISTING, exact=True
+            )
+            if answer.status != 200:
+                raise refused(self.name, answer.status, answer.reason)
+            with spoken(self.name):
+                page = json.loads(answer.body)
+            for entry in objects_of(self.name, page.get("items", []) if isinstance(page, dict) else None):
+                path = str(entry.get("name", "")).removeprefix(prefix)
+                etag = str(entry.get("etag") or entry.get("generation") or "")
+                listed.append(Listed(path, whole_number(entry.get("size")), etag))
+            check_count(self.name, listed)
+            token = str(page.get("nextPageToken", ""))
+            if not token:
+                return tuple(listed)
+
+    def source(self, path: str) -> HttpSource:
+        key = f"{self.path.rstrip('/')}/{path}" if path else self.path
+        url = f"{self._limits.cloud_storage}/download/storage/v1/b/{self._bucket}/o/{quote(key, safe='')}?alt=media"
+        name = f"{self.name.rstrip('/')}/{path}" if path else self.name
+        return HttpSource(self._session, url, self._limits, name=name, headers=self._headers, exact=True)
 
 
 async def gs_token(session: aiohttp.ClientSession, credentials: Credentials, *, endpoint: str, token_url: str) -> str:

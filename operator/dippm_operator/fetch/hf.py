@@ -1,6 +1,6 @@
 """`hf://owner/model[:revision][/path]`: a file of a Hugging Face repository.
 
-KServe's spelling ends with the revision; a path after it names one file. Without one the repository must hold one.
+KServe's spelling ends with the revision; a path after it names one file, or with a slash at its end a folder.
 https://huggingface.co/docs/hub/api
 """
 
@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
 import aiohttp
-from yarl import URL
 
-from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
-from dippm_operator.fetch.address import check_host
+from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.credentials import Credentials
-from dippm_operator.fetch.http import shown, spoken
+from dippm_operator.fetch.folder import LONGEST_LISTING, Listed
+from dippm_operator.fetch.http import HttpSource, ask, shown, spoken
 from dippm_operator.fetch.limits import FetchLimits
+from dippm_operator.fetch.listing import check_count, objects_of, whole_number
 
-MODEL_SUFFIXES = (".onnx", ".pt2", ".pt", ".ts")
-"""Files that may be a model with its operators."""
 _URI = re.compile(r"hf://(?P<owner>[\w.-]+)/(?P<model>[\w.-]+)(:(?P<revision>[\w.-]+))?(/(?P<path>.+))?")
-_LONGEST_LISTING = 4 * 1024 * 1024
+_NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +56,54 @@ def url_of(endpoint: str, file: HubFile) -> str:
     return f"{endpoint}/{file.repository}/resolve/{quote(file.revision, safe='')}/{quote(file.path)}"
 
 
-def only_model(uri: str, paths: Iterable[str]) -> str:
-    """The one model file among a repository's. Pure. Raises ArtifactUnreachable where there is none, or several."""
-    found = sorted(path for path in paths if path.endswith(MODEL_SUFFIXES))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ArtifactUnreachable(
-            f"{shown(uri)} holds no file with a model's operators (.onnx, .pt2, TorchScript); weights alone are not "
-            "read yet: export the model, or name another repository."
-        )
-    some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-    name = shown(uri).rstrip("/")
-    raise ArtifactUnreachable(f"{name} holds several models ({some}); name one: {name}/{found[0]}.")
+class HubFolder:
+    """A repository, or a folder in it."""
 
+    def __init__(
+        self, session: aiohttp.ClientSession, limits: FetchLimits, file: HubFile, headers: Mapping[str, str], name: str
+    ) -> None:
+        self.name = name
+        self.path = file.path
+        self._session = session
+        self._limits = limits
+        self._file = file
+        self._headers = dict(headers)
 
-async def list_files(
-    session: aiohttp.ClientSession, endpoint: str, file: HubFile, headers: Mapping[str, str], limits: FetchLimits
-) -> list[str]:
-    """Paths of a repository's files (the first thousand)."""
-    url = f"{endpoint}/api/models/{file.repository}/tree/{quote(file.revision, safe='')}?recursive=true"
-    name = f"hf://{file.repository}"
-    with spoken(name):
-        check_host(URL(url).raw_host or "", limits.blocked_networks)
-        async with session.get(url, headers=dict(headers), allow_redirects=False) as response:
-            if response.status != 200:
+    async def list(self) -> tuple[Listed, ...]:
+        """Page after page (`Link: <...>; rel="next"`)."""
+        file, hub = self._file, self._limits.hub
+        prefix = f"{file.path.rstrip('/')}/" if file.path else ""
+        under = quote(prefix)
+        url = f"{hub}/api/models/{file.repository}/tree/{quote(file.revision, safe='')}/{under}".rstrip("/")
+        url, listed = f"{url}?recursive=true", list[Listed]()
+        while url:
+            answer = await ask(
+                self._session, self.name, url, self._headers, self._limits, most=LONGEST_LISTING, exact=True
+            )
+            if answer.status != 200:
                 raise ArtifactUnreachable(
-                    f"{name} answered {response.status} {response.reason}; check its name and revision, "
+                    f"{self.name} answered {answer.status} {answer.reason}; check its name and revision, "
                     "and spec.model.secretRef if it is not public."
                 )
-            body = bytearray()
-            async for piece in response.content.iter_any():
-                body += piece
-                if len(body) > _LONGEST_LISTING:
-                    raise ArtifactTooLarge(f"{name} has too many files to look for the model; name it in the URI.")
-        entries: list[dict[str, Any]] = json.loads(body)
-    return [str(entry["path"]) for entry in entries if entry.get("type") == "file"]
+            listed += self._entries(answer.body, prefix)
+            check_count(self.name, listed)
+            following = _NEXT.search(answer.headers.get("Link", ""))
+            url = following[1] if following and following[1].startswith(f"{hub}/") else ""
+        return tuple(listed)
+
+    def source(self, path: str) -> HttpSource:
+        inside = f"{self._file.path.rstrip('/')}/{path}".lstrip("/")
+        file = replace(self._file, path=inside if path else self._file.path)
+        url = url_of(self._limits.hub, file)
+        return HttpSource(
+            self._session, url, self._limits, name=f"{self.name.rstrip('/')}/{path}" if path else self.name,
+            headers=self._headers,
+        )  # fmt: skip
+
+    def _entries(self, body: bytes, prefix: str) -> Iterator[Listed]:
+        with spoken(self.name):
+            for entry in objects_of(self.name, json.loads(body)):
+                path = str(entry.get("path", ""))
+                if entry.get("type") == "file" and path.startswith(prefix):
+                    etag = str((entry.get("lfs") or {}).get("oid") or entry.get("oid") or "")
+                    yield Listed(path.removeprefix(prefix), whole_number(entry.get("size")), etag)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from yarl import URL
 
-from dippm.errors import ArtifactUnreachable
+from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
 from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, check_host
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.source import Look
@@ -62,6 +63,44 @@ def spoken(name: str) -> Iterator[None]:
             raise ArtifactUnreachable(f"{name}: {error.os_error}; use another host.") from None
         reason = str(error).strip() or type(error).__name__
         raise ArtifactUnreachable(f"{name} cannot be reached ({reason}); check spec.model.uri.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A short answer of a store, read whole."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def ask(
+    session: aiohttp.ClientSession, name: str, url: str, headers: Mapping[str, str], limits: FetchLimits,
+    *, most: int, exact: bool = False,
+) -> Answer:  # fmt: skip
+    """A GET without redirects whose answer has at most so many bytes: what a store says of what it has.
+
+    Raises ArtifactUnreachable, or ArtifactTooLarge for an answer that does not end.
+    """
+    target = URL(url, encoded=exact)
+    with spoken(name):
+        check_host(target.raw_host or "", limits.blocked_networks)
+        async with session.get(target, headers=dict(headers), allow_redirects=False) as response:
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > most:
+                    raise ArtifactTooLarge(
+                        f"{name} answers with more than {most >> 20} MiB where it is asked what it has; name the "
+                        "model's own file, if it is a store at all."
+                    )
+            return Answer(response.status, response.reason or "", response.headers, bytes(body))
+
+
+def refused(name: str, status: int, reason: str | None) -> ArtifactUnreachable:
+    """A store's no, as an error."""
+    return ArtifactUnreachable(f"{name} answered {status} {reason or ''}".rstrip() + "; check spec.model.uri.")
 
 
 class HttpSource:
@@ -157,7 +196,7 @@ class HttpSource:
 
     def _refused(self, response: aiohttp.ClientResponse) -> ArtifactUnreachable:
         where = shown(str(response.url)) if self.name.startswith("http") else self.name
-        return ArtifactUnreachable(f"{where} answered {response.status} {response.reason}; check spec.model.uri.")
+        return refused(where, response.status, response.reason)
 
     @asynccontextmanager
     async def _get(self, conditions: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dippm import hf_files
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
 from dippm_operator.fetch.http import shown
 from dippm_operator.fetch.limits import FetchLimits
@@ -64,9 +65,19 @@ def check_digest(name: str, actual: str, wanted: str) -> None:
         )
 
 
+def folder_digest(name: str, path: Path) -> str:
+    """That of a Hugging Face folder, over its config and the headers of its weights. Blocking.
+
+    Raises DigestMismatch for any other folder.
+    """
+    if not (path / hf_files.CONFIG).is_file():
+        raise DigestMismatch(f"{name} is a folder, which has no digest; name a file or leave spec.model.digest out.")
+    return hf_files.folder_digest(path, hf_files.read_weight_files(path, name))
+
+
 def _digest(name: str, path: Path) -> str:
     if path.is_dir():
-        raise DigestMismatch(f"{name} is a folder, which has no digest; name a file or leave spec.model.digest out.")
+        return folder_digest(name, path)
     state = hashlib.sha256()
     try:
         with path.open("rb") as stream:

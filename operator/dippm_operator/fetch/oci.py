@@ -21,7 +21,7 @@ from yarl import URL
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
 from dippm_operator.fetch.address import check_host
 from dippm_operator.fetch.credentials import Credentials, is_loopback
-from dippm_operator.fetch.hf import MODEL_SUFFIXES
+from dippm_operator.fetch.folder import MODEL_SUFFIXES
 from dippm_operator.fetch.http import HttpSource, shown, spoken
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.source import Look

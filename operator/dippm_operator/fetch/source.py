@@ -20,6 +20,8 @@ class Look:
     """Whether parts can be read."""
     content_digest: str = ""
     """`sha256:...` where the store vouches for it (an OCI registry does)."""
+    main_etag: str = ""
+    """Of a folder: the ETag of the file that says what it is. (`etag` is then of all its files.)"""
 
 
 class Source(Protocol):

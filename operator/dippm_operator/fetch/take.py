@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,10 @@ class Taken:
     """`sha256:...` of the whole where all of it passed; else empty."""
 
 
-async def take(source: Source, look: Look, path: Path, limits: FetchLimits, *, whole: bool) -> Taken:
+async def take(source: Source, look: Look, path: Path, limits: FetchLimits, threads: Executor, *, whole: bool) -> Taken:
     """Read what matters of an artifact into a file with holes. `whole`: all of it passes by, for its digest.
+
+    The readers run on `threads`, which must be used for nothing that a connection needs: they wait for the loop.
 
     Raises ArtifactUnreachable, ArtifactTooLarge.
     """
@@ -55,7 +58,7 @@ async def take(source: Source, look: Look, path: Path, limits: FetchLimits, *, w
         iterator = aiter(source.stream())
         return lambda: wait(asyncio.run_coroutine_threadsafe(_next(iterator), loop))
 
-    return await asyncio.to_thread(_take, source.name, look, path, limits, fetch, chunks, whole)
+    return await loop.run_in_executor(threads, _take, source.name, look, path, limits, fetch, chunks, whole)
 
 
 async def _next(iterator: AsyncIterator[bytes]) -> bytes:
@@ -82,7 +85,7 @@ def _take(
             if whole:
                 digest = _same(name, path, file, chunks(), size, limits.max_bytes)
         else:
-            size, digest, members = _by_stream(name, look, file, chunks, limits)
+            size, digest, members = _by_stream(name, look, file, chunks, limits, whole=whole)
         for offset, header in members.headers:
             if file.covered(offset) < offset + len(header):
                 file.write(offset, header)
@@ -102,14 +105,21 @@ def _by_ranges(reader: RangeReader, size: int) -> Members:
 
 
 def _by_stream(
-    name: str, look: Look, file: SparseFile, chunks: Callable[[], Callable[[], bytes]], limits: FetchLimits
-) -> tuple[int, str, Members]:
-    """Size, digest, members. An archive tells at its end what is in it: unless it is small it passes twice."""
+    name: str, look: Look, file: SparseFile, chunks: Callable[[], Callable[[], bytes]], limits: FetchLimits, *,
+    whole: bool,
+) -> tuple[int, str, Members]:  # fmt: skip
+    """Size, digest, members.
+
+    An archive tells at its end what is in it: unless it is small it passes twice. Of safetensors nothing matters after
+    the header: the rest is not waited for.
+    """
     reader = StreamReader(chunks(), file, look.size_bytes, limits.max_bytes)
     kind = kind_of(reader.peek(HEAD_BYTES))
     if kind != "zip":
         reader.read(0, HEAD_BYTES if kind == "refused" else 0)
         skim(reader, kind)
+        if kind == "safetensors" and look.size_bytes is not None and not whole:
+            return look.size_bytes, "", Members((), (), 0)
         return *reader.rest(), Members((), (), 0)
     size, digest, tail = reader.tail(TAIL_BYTES)
     held = HeldReader(tail, size - len(tail), file, size)

@@ -1,12 +1,14 @@
 """The front door: a model file (or a module in memory) in, one `ModelGraph` out.
 
-`Artifact -> Relax IR -> ModelGraph`. The doors are `.pt2` (torch.export), TorchScript, ONNX and Hugging Face folders.
+`Artifact -> Relax IR -> ModelGraph`. The doors are `.pt2` (torch.export), TorchScript, ONNX and Hugging Face folders;
+what another framework wrote is converted to ONNX in a process of that framework (`converter`).
 Importing this package is light; torch, TVM and transformers are imported by the door that a file goes through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dippm.frontend.inputs import InputSpec, parse_input
@@ -48,9 +50,12 @@ def load_graph(
 
     Raises ModelFormatError, UnsafeModel, UnsupportedOperator or InputShapeError, each one sentence.
     """
+    from dippm.frontend.converter import as_onnx
     from dippm.frontend.doors import open_door
 
-    return open_door(artifact, batch=batch, inputs=inputs, trust_pickle=trust_pickle)
+    with as_onnx(artifact) as (readable, notes):
+        graph = open_door(readable, batch=batch, inputs=inputs, trust_pickle=trust_pickle)
+    return replace(graph, notes=(*graph.notes, *notes)) if notes else graph
 
 
 def __dir__() -> list[Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dippm.artifact import Artifact
 from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel
+from dippm.frontend.converter import CONVERTERS
 from dippm.frontend.inputs import InputSpec
 from dippm.graph import ModelGraph
 
@@ -34,6 +37,11 @@ def _through(
         from dippm.frontend.onnx_model import graph_of_onnx
 
         return graph_of_onnx(artifact.path, batch=batch, inputs=inputs, shown=shown)
+    if artifact.format in CONVERTERS:
+        from dippm.frontend.onnx_model import graph_of_onnx
+
+        graph = graph_of_onnx(artifact.path, batch=batch, inputs=inputs, shown=shown)  # `as_onnx` has been there
+        return replace(graph, format=artifact.format)
     if artifact.format == "pt2":
         from dippm.frontend.pt2_file import graph_of_pt2
 
@@ -46,6 +54,10 @@ def _through(
         from dippm.frontend.hf_folder import graph_of_folder
 
         return graph_of_folder(artifact.path, batch=batch, inputs=inputs, shown=shown)
+    if artifact.format == "safetensors":
+        from dippm.frontend.constructors import graph_of_weights
+
+        return graph_of_weights(artifact.path, artifact.constructor, batch=batch, inputs=inputs, shown=shown)
     if not trust_pickle:
         raise UnsafeModel(
             f"{shown} is a pickled PyTorch object, and loading it would run code that it carries: export it with "

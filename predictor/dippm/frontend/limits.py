@@ -1,0 +1,105 @@
+"""What a child process that reads a file of somebody else may use, and how it ended when it used more.
+
+Only the standard library is imported: the same limits hold in interpreters that have neither PyTorch nor TVM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the child may use."""
+
+    wall_seconds: float = 120.0
+    """From start to result; importing PyTorch and TVM takes about 4 s of it."""
+    cpu_seconds: int = 90
+    address_space_bytes: int = 6 << 30
+    """Virtual memory, libraries included: PyTorch and TVM alone map about 3 GiB."""
+    file_size_bytes: int = 1 << 20
+    """Largest file that it may write."""
+    open_files: int = 256
+    processes: int = 64
+    """Tasks (threads count) beyond those that the user already runs; the kernel does not hold root to it."""
+    result_bytes: int = 256 << 20
+    """Longest answer that is read."""
+
+
+_DENIED_EVENTS = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "pty.")
+"""Audit events (https://docs.python.org/3/library/audit_events.html) that reading a model has no use for."""
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+def limit_self(limits: Limits) -> None:
+    """Hold this process to its limits from now on; they cannot be raised again."""
+    for which, value in (
+        (resource.RLIMIT_AS, limits.address_space_bytes),
+        (resource.RLIMIT_CPU, limits.cpu_seconds),
+        (resource.RLIMIT_FSIZE, limits.file_size_bytes),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_NPROC, _tasks_of_user() + limits.processes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(which)[1]
+        bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (bounded, bounded))
+
+
+def _tasks_of_user() -> int:
+    """Threads that this user runs now (RLIMIT_NPROC counts them all)."""
+    user, count = os.getuid(), 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if entry.stat().st_uid == user:
+                count += len(list((entry / "task").iterdir()))
+        except OSError:
+            continue  # it ended meanwhile
+    return count
+
+
+def leave_network() -> None:
+    """A network namespace of its own, where the kernel lets a user have one. Only while there is a single thread."""
+    ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+
+def deny_programs() -> None:
+    """No sockets and no other programs from Python code, from now on."""
+
+    def deny(event: str, arguments: tuple[Any, ...]) -> None:
+        if event.startswith(_DENIED_EVENTS):
+            raise PermissionError(f"reading a model may not do {event}")
+
+    sys.addaudithook(deny)
+
+
+def cut_off() -> None:
+    """No network and no other programs: `leave_network`, `deny_programs`.
+
+    The audit hook stops what Python code would do; the namespace and the limits also hold for native code.
+    """
+    leave_network()
+    deny_programs()
+
+
+def how_it_ended(status: int | None, shown: str, limits: Limits) -> str:
+    """One sentence for a child that gave no answer; `status` is its exit status as `Popen.returncode`."""
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        return (
+            f"reading {shown} was stopped: it used more than {limits.cpu_seconds} s of CPU time, or the machine ran "
+            "out of memory"
+        )
+    if status == -signal.SIGABRT:
+        return (
+            f"reading {shown} was aborted: it ran into {limits.address_space_bytes >> 20} MiB of memory, or a library "
+            "gave up on it"
+        )
+    name = signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
+    return f"reading {shown} crashed the parser ({name}): the file is damaged or hostile"
