@@ -18,8 +18,10 @@ from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend import load_graph, pool
 from dippm.frontend.child import _understood, load_graph_in_child
+from dippm.frontend.kept_graphs import KeptGraphs
 from dippm.frontend.limits import Limits
 from dippm.frontend.pool import PARENT, WarmParent
+from dippm.kept import Kept
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 
@@ -87,6 +89,16 @@ def test_a_preloaded_process_that_died_is_started_again(resnet50: Artifact) -> N
 
 def test_the_child_gives_the_same_graph(resnet50: Artifact) -> None:
     assert load_graph_in_child(resnet50, batch=3) == load_graph(resnet50, batch=3)
+
+
+def test_no_child_is_asked_for_another_batch_of_the_same_content(
+    resnet50: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = KeptGraphs(Kept(tmp_path, 10_000_000))
+    graphs.load(resnet50, content="c", batch=16)
+    graphs.settle()
+    monkeypatch.setattr(PARENT, "ask", None)
+    assert graphs.load(resnet50, content="c", batch=32) == load_graph(resnet50, batch=32)
 
 
 def test_errors_cross_as_they_are(tmp_path: Path, resnet50: Artifact) -> None:

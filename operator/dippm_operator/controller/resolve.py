@@ -116,7 +116,7 @@ class Resolver:
                 answer = answer.model_copy(update={"model": model_status})
                 return Resolution(answer, resolved, _predicted(answer), next_look)
             case, policy = case_of(job.spec, device), policy_of(job.spec)
-            question = question_for(job.spec, artifact.path, case=case, policy=policy, device=inventory.device(device))
+            question = question_for(job.spec, artifact, case=case, policy=policy, device=inventory.device(device))
             started = time.perf_counter()
             prediction = await self._predictor(question)
             self._metrics.prediction_seconds.observe(time.perf_counter() - started)

@@ -70,7 +70,7 @@ async def _lead(
     stop: asyncio.Event,
 ) -> None:
     queue: WorkQueue[Key] = WorkQueue()
-    cache = await asyncio.to_thread(ArtifactCache, settings.cache, settings.cache_bytes)
+    cache = await asyncio.to_thread(ArtifactCache, settings.cache / "artifacts", settings.artifact_bytes)
     fetcher = Fetcher(cache, settings.fetch)
     version = await asyncio.to_thread(predictor_version)
     resolver = Resolver(fetcher, predictor, metrics, predictor_version=version, read_secret=secret_reader(api))

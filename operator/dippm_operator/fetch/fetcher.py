@@ -78,7 +78,7 @@ class Fetcher:
             if digest is not None:
                 told = await asyncio.to_thread(folder_digest, shown(uri), entry.path) if entry.is_folder else told
                 check_digest(shown(uri), told, digest)
-            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, told)
+            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, told, entry.content)
         finally:
             await asyncio.to_thread(self._cache.release, entry)
 

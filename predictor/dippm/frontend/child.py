@@ -24,17 +24,25 @@ from dippm.frontend.inputs import InputSpec
 from dippm.frontend.limits import Limits, cut_off, how_it_ended, limit_self
 from dippm.frontend.pool import PARENT
 from dippm.graph import ModelGraph
+from dippm.kept import Kept
 
 
 def load_graph_in_child(
-    artifact: Artifact, *, batch: int, inputs: tuple[InputSpec, ...] | None = None, limits: Limits | None = None
+    artifact: Artifact,
+    *,
+    batch: int,
+    inputs: tuple[InputSpec, ...] | None = None,
+    limits: Limits | None = None,
+    kept: tuple[Kept, str] | None = None,
 ) -> ModelGraph:
     """`dippm.frontend.load_graph` in a separate process with limits; blocks until it is done.
+
+    `kept` is where conversions to ONNX are kept, and the name of the artifact's content there.
 
     Raises the errors of `load_graph`, or ParseLimitExceeded, which says which limit was reached.
     """
     limits = limits or Limits()
-    with as_onnx(artifact) as (readable, notes):
+    with as_onnx(artifact, kept) as (readable, notes):
         request = {
             "artifact": {**asdict(readable), "path": str(readable.path)},
             "batch": batch,
