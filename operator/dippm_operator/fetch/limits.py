@@ -44,3 +44,5 @@ class FetchLimits:
     """Where `gs://` buckets are."""
     google_tokens: str = "https://oauth2.googleapis.com/token"
     """Where a service account's key is exchanged for a token."""
+    azure_authority: str = "https://login.microsoftonline.com"
+    """Where a client's secret is exchanged for a token: Microsoft Entra ID."""

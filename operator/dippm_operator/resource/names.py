@@ -36,7 +36,9 @@ PROFILE_PATTERN = r"^[1-9][0-9]*g\.[1-9][0-9]*gb([+-][a-z0-9]+(\.all)?)*$"
 """A MIG profile as `nvidia-smi` spells it: `1g.5gb`, `1g.10gb+me`, `1g.5gb-me`; no compute instances."""
 NO_PROFILE = "None"
 """`status.recommendation.profile` where no profile fits."""
-URI_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", "pvc", "file")
+AZURE_SCHEMES = ("azure", "abfs", "abfss", "wasb", "wasbs")
+"""Spellings of Azure's Blob Storage beside its https URLs."""
+URI_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", *AZURE_SCHEMES, "pvc", "file")
 """Schemes of `spec.model.uri`, spelled as KServe spells them."""
 LATER_SCHEMES = ("pvc",)
 """Those of them that this version has no client for yet."""
