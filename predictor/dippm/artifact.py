@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from dippm import hf_files
+from dippm import hf_files, paddle_files, tensorflow_files
 from dippm.errors import ArtifactUnreachable, DigestMismatch, ModelFormatError
 
-FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "pickle")
+FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "savedmodel", "keras", "tflite", "paddle", "pickle")
 """Formats that `open_artifact` gives; a `pickle` is only loaded when it is trusted explicitly."""
 
 FRAMEWORKS = {
@@ -26,6 +26,8 @@ FRAMEWORKS = {
     "torchscript": ("torchscript",),
     "pt2": ("pt2",),
     "huggingface": ("huggingface",),
+    "tensorflow": tensorflow_files.FORMATS,
+    "paddle": ("paddle",),
 }
 """What a user may call a file, and the formats that answer to it."""
 
@@ -36,8 +38,10 @@ _SPOKEN = {
     "huggingface": "a Hugging Face folder",
     "pickle": "a pickled PyTorch object",
     "paddle": "a PaddlePaddle inference model",
+    "savedmodel": "a TensorFlow SavedModel",
+    "keras": "a Keras model",
+    "tflite": "a TensorFlow Lite model",
 }
-_CLOSED_FRAMEWORKS = frozenset({"tensorflow", "paddle"})
 _OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
 _HEAD_BYTES = 4096
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -48,7 +52,7 @@ class Artifact:
     """A model file on disk whose kind is known."""
 
     path: Path
-    """The file, or the folder of a Hugging Face model."""
+    """The file, or the folder of a Hugging Face model or a SavedModel."""
     format: str
     """One of FORMATS."""
     size_bytes: int
@@ -70,7 +74,8 @@ def open_artifact(
 
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
     `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed; that of a
-    Hugging Face folder (or of the `config.json` in it) is over `config.json` and the headers of the weight files.
+    Hugging Face folder (or of the `config.json` in it) is over `config.json` and the headers of the weight files, that
+    of a SavedModel folder over its `saved_model.pb`. A folder with a PaddlePaddle program is that program.
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
@@ -82,8 +87,12 @@ def open_artifact(
     path = Path(path)
     shown = uri or str(path)
     try:
+        if tensorflow_files.is_saved_model_folder(path):
+            return _open_saved_model(path, framework, digest, shown)
+        if path.is_dir() and (program := paddle_files.program_in(path, shown)):
+            path, shown, uri = program, f"{shown}/{program.name}", uri and f"{uri}/{program.name}"
         if path.is_dir() and not (path / hf_files.CONFIG).is_file():
-            raise ModelFormatError(f"{shown} {_describe_directory(path)}")
+            raise ModelFormatError(f"{shown} is a directory: name the model file in it")
         if path.is_dir():
             return _open_folder(path, framework, digest, uri or str(path))
         size = path.stat().st_size
@@ -111,12 +120,32 @@ def _open_folder(folder: Path, framework: str, digest: str | None, shown: str) -
     return Artifact(path=folder, format="huggingface", size_bytes=size, digest=verified, uri=shown)
 
 
+def _open_saved_model(folder: Path, framework: str, digest: str | None, shown: str) -> Artifact:
+    """A SavedModel's folder, of which `saved_model.pb` alone is read."""
+    graph = folder / tensorflow_files.SAVED_MODEL
+    with graph.open("rb") as file:
+        if not tensorflow_files.is_saved_model(file.read(_HEAD_BYTES)):
+            raise ModelFormatError(
+                f"{shown} is no SavedModel: its {graph.name} is damaged or empty; is the download complete?"
+            )
+    _check_framework(framework, "savedmodel", shown)
+    verified = _verify(lambda: sha256_of(graph), digest, shown) if digest else ""
+    size = sum(file.stat().st_size for file in tensorflow_files.files_of(folder))
+    return Artifact(path=folder, format="savedmodel", size_bytes=size, digest=verified, uri=shown)
+
+
 def detect(path: Path, head: bytes) -> str:
     """One of FORMATS, or a clause that says what the file is instead and what to do about it."""
     if not head:
         return "is empty: is the download complete?"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _detect_zip(path)
+    if paddle_files.is_program(head):
+        return "paddle"
+    if paddle_files.is_weights(head):
+        return (
+            "holds weights only (PaddlePaddle): name the program that belongs to it (.json or .pdmodel), or the folder"
+        )
     for signature, offset, clause in _CLOSED:
         if head[offset : offset + len(signature)] == signature:
             return clause
@@ -126,9 +155,11 @@ def detect(path: Path, head: bytes) -> str:
         return f"holds weights only (safetensors), no operators: {_OPEN_DOORS}"
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in (2, 3, 4, 5):
         return "pickle"
+    if found := tensorflow_files.format_of(head):
+        return found
     if _looks_like_onnx(head):
         return "onnx"
-    return "is no model that is known here: an ONNX file, a .pt2 or a TorchScript file is"
+    return "is no model that is known here: ONNX, .pt2, TorchScript, SavedModel, Keras and TFLite files are"
 
 
 def sha256_of(path: Path) -> str:
@@ -138,8 +169,6 @@ def sha256_of(path: Path) -> str:
 
 
 _CLOSED: tuple[tuple[bytes, int, str], ...] = (
-    (b"\x89HDF\r\n\x1a\n", 0, f"is an HDF5 file (Keras), a format that is not read yet: {_OPEN_DOORS}"),
-    (b"TFL3", 4, f"is a TensorFlow Lite file, a format that is not read yet: {_OPEN_DOORS}"),
     (b"GGUF", 0, f"is a GGUF file, a format that is not read: {_OPEN_DOORS}"),
     (b"version https://git-lfs", 0, "is a Git LFS pointer, not the model: fetch it with `git lfs pull`"),
     (b"\x1f\x8b", 0, "is a gzip archive: unpack it first"),
@@ -163,8 +192,8 @@ def _detect_zip(path: Path) -> str:
         return "torchscript"
     if "data.pkl" in inner:
         return "pickle"
-    if "config.json" in names and "metadata.json" in names:
-        return f"is a Keras archive, a format that is not read yet: {_OPEN_DOORS}"
+    if found := tensorflow_files.format_of_members(names):
+        return found
     return "is a zip archive without a model in it: a .pt2 has models/model.json, a TorchScript file code/"
 
 
@@ -212,18 +241,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     return -1, position
 
 
-def _describe_directory(path: Path) -> str:
-    names: Iterable[str] = {p.name for p in path.iterdir()}
-    if "saved_model.pb" in names:
-        return f"is a TensorFlow SavedModel, a format that is not read yet: {_OPEN_DOORS}"
-    return "is a directory: name the model file in it"
-
-
 def _check_framework(framework: str, detected: str, shown: str) -> None:
-    if framework in _CLOSED_FRAMEWORKS:
-        raise ModelFormatError(
-            f"format {framework} is not read yet, and {shown} is {_SPOKEN[detected]}: use format auto"
-        )
     allowed = FRAMEWORKS.get(framework)
     if allowed is None:
         raise ModelFormatError(f"framework {framework!r} is not known: use one of {', '.join(FRAMEWORKS)}")

@@ -42,6 +42,7 @@ class Runtime(StrEnum):
     """A loaded exported program: a tensor dies at its last use."""
     TORCHSCRIPT = "torchscript"
     ONNXRUNTIME = "onnxruntime"
+    TENSORFLOW = "tensorflow"
 
 
 class Allocator(StrEnum):

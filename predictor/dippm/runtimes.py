@@ -12,10 +12,14 @@ USUAL = {
     "torchscript": Runtime.TORCHSCRIPT,
     "huggingface": Runtime.EAGER,
     "pytorch": Runtime.EAGER,
+    "savedmodel": Runtime.TENSORFLOW,
+    "keras": Runtime.TENSORFLOW,
+    "tflite": Runtime.TENSORFLOW,
+    "paddle": Runtime.ONNXRUNTIME,
 }
-"""The runtime that a file of each format is usually run by."""
+"""The runtime that a file of each format is usually run by; for one that is converted, that of its ONNX model."""
 
-STAND_INS = {Runtime.TORCHSCRIPT: Runtime.GRAPH, Runtime.ONNXRUNTIME: Runtime.GRAPH}
+STAND_INS = dict.fromkeys((Runtime.TORCHSCRIPT, Runtime.ONNXRUNTIME, Runtime.TENSORFLOW), Runtime.GRAPH)
 """The measured runtime nearest to one that never was: each of these frees a tensor at its last use."""
 
 PROXY_FACTOR = 1.75

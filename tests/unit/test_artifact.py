@@ -25,6 +25,10 @@ def zipped(*names: str) -> bytes:
     return buffer.getvalue()
 
 
+SAVED_MODEL = b"\x08\x01\x12\x83\x01\x0a\x80\x01" + b"\x2a\x7e" + bytes(126)
+"""How a `saved_model.pb` begins: schema version 1, a graph, its description."""
+
+
 @pytest.mark.parametrize(("name", "kind"), [("resnet50.onnx", "onnx"), ("vgg16.pt", "torchscript")])
 def test_the_examples_are_known_by_content_whatever_they_are_called(tmp_path: Path, name: str, kind: str) -> None:
     renamed = tmp_path / "model.bin"
@@ -42,6 +46,11 @@ def test_the_examples_are_known_by_content_whatever_they_are_called(tmp_path: Pa
         (zipped("m/constants.pkl", "m/code/__torch__.py"), "torchscript"),
         (zipped("m/data.pkl", "m/version"), "pickle"),
         (pickle.dumps({"a": 1}, protocol=2), "pickle"),
+        (zipped("config.json", "metadata.json", "model.weights.h5"), "keras"),
+        (zipped("m/saved_model.pb", "m/variables/variables.index"), "savedmodel"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "keras"),
+        (bytes(4) + b"TFL3" + bytes(64), "tflite"),
+        (SAVED_MODEL, "savedmodel"),
     ],
 )
 def test_archives_are_told_apart(tmp_path: Path, content: bytes, kind: str) -> None:
@@ -56,10 +65,7 @@ def test_archives_are_told_apart(tmp_path: Path, content: bytes, kind: str) -> N
         (b"hello, this is no model at all", "no model"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5 .*not read yet.*ONNX"),
-        (bytes(4) + b"TFL3" + bytes(64), "TensorFlow Lite.*not read yet"),
         ((40).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}', "safetensors.*torch.export"),
-        (zipped("config.json", "metadata.json", "model.weights.h5"), "Keras.*not read yet"),
         (zipped("serialized_exported_program.json", "version"), "older PyTorch"),
         (zipped("readme.txt"), "without a model"),
         (zipped("m/archive_format", "m/models/model.json")[:60], "truncated or damaged zip"),
@@ -77,8 +83,13 @@ def test_directories_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="name the model file"):
         open_artifact(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(ModelFormatError, match="SavedModel"):
+    with pytest.raises(ModelFormatError, match=r"no SavedModel: its saved_model.pb is damaged"):
         open_artifact(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(SAVED_MODEL)
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "variables" / "variables.index").write_bytes(bytes(100))
+    artifact = open_artifact(tmp_path, framework="tensorflow", digest=sha256_of(tmp_path / "saved_model.pb"))
+    assert (artifact.format, artifact.size_bytes) == ("savedmodel", 100 + len(SAVED_MODEL))
 
 
 def test_a_digest_is_verified_over_the_whole_file() -> None:
@@ -96,7 +107,7 @@ def test_the_users_word_is_held_against_the_content() -> None:
     assert open_artifact(MODELS / "vgg16.pt", framework="pytorch").format == "torchscript"
     with pytest.raises(ModelFormatError, match="is an ONNX model, not pytorch"):
         open_artifact(MODELS / "resnet50.onnx", framework="pytorch")
-    with pytest.raises(ModelFormatError, match="tensorflow is not read yet"):
+    with pytest.raises(ModelFormatError, match="is an ONNX model, not tensorflow"):
         open_artifact(MODELS / "resnet50.onnx", framework="tensorflow")
     with pytest.raises(ModelFormatError, match="'caffe' is not known"):
         open_artifact(MODELS / "resnet50.onnx", framework="caffe")

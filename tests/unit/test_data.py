@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dippm.case import Mode
 from dippm.data import DataSet
 from dippm.data.batches import TEMPLATE_BATCH, at_batch
+from dippm.data.call_store import CallWriter, describe, replayed
 from dippm.data.card import BEGIN, END, render
+from dippm.data.graph_store import GraphReader, GraphWriter
 from dippm.data.join import align, align_decomposed, kind_of_call, matched_share, tokens_of_calls, tokens_of_graph
 from dippm.data.load import node_labels
 from dippm.data.pack import Graphs, pack, write
-from dippm.data.rows import MeasuredCall
+from dippm.data.rows import MeasuredCall, OperatorRows
+from dippm.data.symbols import Shapes, concrete, symbolic
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 
 ROOT = Path(__file__).parents[2] / "datasets" / "h200-v1"
@@ -83,38 +90,53 @@ def test_a_template_scales_with_the_batch_alone() -> None:
     graph = at_batch(chain(), 5)
     assert graph.batch == 5
     assert [v.spec.shape for v in graph.values] == [(5, 4, 8), (8, 8), (5, 4, 8), (5, 4, 8), (5, 4, 8)]
-    with pytest.raises(ValueError, match="template graph has batch 61"):
+    with pytest.raises(ValueError, match=r"a template graph has a batch of \(61,"):
         at_batch(graph, 3)
 
 
-def test_packing_and_reading_give_the_same_rows(tmp_path: Path) -> None:
-    case_id = "abc-b2-fp32-inference-eager-default"
+CASE = "abc-b2-fp32-inference-eager-default"
+RUN = dict.fromkeys(("driver", "cuda", "cudnn", "torch", "timm", "transformers", "python", "host", "kernel"), "x")
+RUNS = [
+    {"provenance": {**RUN, "run": run, "gpu": gpu, "gpu_uuid": run, "started": "now"}}
+    for run, gpu in (("first", "NVIDIA H200"), ("second", "NVIDIA H200"), ("third", "NVIDIA H100"))
+]
+
+
+def listed() -> dict[str, dict[str, Any]]:
     network = {"architecture": "chain", "source": "handwritten", "model": "chain", "kwargs": {}, "inputs": []}
     case = {
-        "id": case_id, "network": network, "family": "f", "super_family": "s", "batch": 2, "precision": "fp32",
+        "id": CASE, "network": network, "family": "f", "super_family": "s", "batch": 2, "precision": "fp32",
         "mode": "inference", "runtime": "eager", "allocator": "default",
     }  # fmt: skip
+    return {CASE: case}
+
+
+def row(run: str, status: str = "ok", **labels: Any) -> dict[str, Any]:
     calls = [[c.target, c.inputs, c.arguments, c.outputs, c.views, c.net_bytes, c.peak_bytes, c.events] for c in EAGER]
     operators = {
         "calls": calls, "sequence": [0, 1, 1], "freed_bytes": [0, 0, 512], "kernel_us": [3.5, 1.0, 1.0],
         "kernels": [2, 1, 1],
     }  # fmt: skip
-    row = {
-        "case": case_id, "purpose": "labels", "status": "ok", "reason": "", "timed": True, "run": "r",
-        "allocated_mib": 3.0,
-        "operators": operators, "cases_before": 0,
+    measured = {"operators": operators, "allocated_mib": 3.0} if status == "ok" else {}
+    return {
+        "case": CASE, "purpose": "labels", "status": status, "reason": "", "timed": True, "run": run, "cases_before": 0,
+        **measured, **labels,
     }  # fmt: skip
-    run = dict.fromkeys(("run", "gpu", "gpu_uuid", "driver", "cuda", "cudnn", "torch", "timm", "transformers"), "r")
-    run |= dict.fromkeys(("python", "host", "kernel", "started"), "r")
-    cap = {"case": case_id, "purpose": "min_cap", "status": "ok", "run": "r", "min_cap_steady_mib": 4.0}
-    packed = pack([row, cap], {case_id: case}, {"r": run}, Graphs([(("abc", TEMPLATE_BATCH, "float32"), chain())]))
-    packed.anchors.append({"case": case_id, "stage": 0})
-    write(packed, tmp_path)
+
+
+def stored() -> Graphs:
+    return Graphs([(("abc", TEMPLATE_BATCH, "float32"), chain())])
+
+
+def test_packing_and_reading_give_the_same_rows(tmp_path: Path) -> None:
+    cap = {"case": CASE, "purpose": "min_cap", "status": "ok", "run": "first", "min_cap_steady_mib": 4.0}
+    write(pack([*RUNS, row("first"), cap], listed(), stored()), tmp_path)
 
     data = DataSet(tmp_path)
     (found,) = data.cases()
-    assert (found.id, found.allocated_mib, found.min_cap_steady_mib, found.context_fresh) == (case_id, 3.0, 4.0, True)
+    assert (found.id, found.allocated_mib, found.min_cap_steady_mib, found.context_fresh) == (CASE, 3.0, 4.0, True)
     assert found.energy_j is None
+    assert found.case.device == "H200"
     graph = data.graph(found)
     assert graph == at_batch(chain(), 2)
     rows = data.operators(found)
@@ -128,11 +150,67 @@ def test_packing_and_reading_give_the_same_rows(tmp_path: Path) -> None:
     assert labels.events == ((2048, -1536), (512,), None)
 
 
+def test_the_first_row_with_labels_counts_and_others_are_repeats(tmp_path: Path) -> None:
+    rows = [
+        row("first", "failed"), row("third", allocated_mib=9.0), row("first", allocated_mib=4.0),
+        row("second", allocated_mib=5.0), row("second", "failed"),
+    ]  # fmt: skip
+    write(pack([*RUNS, *rows], listed(), stored()), tmp_path)
+    data = DataSet(tmp_path)
+    assert [(c.allocated_mib, c.run) for c in data.cases(status=None)] == [(4.0, "first")]
+    assert [(r["allocated_mib"], r["run"]) for r in data.rows("repeats")] == [(9.0, "third"), (5.0, "second")]
+
+
+def test_rows_are_added_to_a_base(tmp_path: Path) -> None:
+    write(pack([*RUNS, row("first")], listed(), stored()), tmp_path / "base")
+    base = DataSet(tmp_path / "base")
+    packed = pack([*RUNS, row("second", allocated_mib=5.0)], listed(), Graphs([], base), base)
+    write(packed, tmp_path / "more")
+    more = DataSet(tmp_path / "more")
+    assert more.cases() == base.cases()
+    assert more.operators(more.cases()[0]).calls == base.operators(base.cases()[0]).calls
+    assert more.graph(more.cases()[0]) == base.graph(base.cases()[0])
+    assert [r["run"] for r in more.rows("repeats")] == ["second"]
+
+
+def test_rows_of_onnx_runtime_have_a_table_of_their_own(tmp_path: Path) -> None:
+    name = "abc-b2-fp16-inference-onnxruntime-default"
+    ort = {"case": name, "purpose": "onnxruntime", "status": "ok", "run": "first", "provider_options": {"a": "1"}}
+    packed = pack([*RUNS, row("first"), {**ort, "memory_mib": 7.0}, {**ort, "min_cap_mib": 5.0}], listed(), stored())
+    write(packed, tmp_path)
+    (found,) = DataSet(tmp_path).rows("onnxruntime")
+    assert (found["id"], found["architecture"], found["batch"], found["precision"]) == (name, "chain", 2, "fp16")
+    assert (found["memory_mib"], found["min_cap_mib"], found["provider_options"]) == (7.0, 5.0, '{"a": "1"}')
+    with pytest.raises(ValueError, match="no case of the list is of this network"):
+        pack([*RUNS, {**ort, "case": name.replace("abc", "def")}], listed(), stored())
+
+
+def test_calls_are_written_for_every_batch_and_precision() -> None:
+    template = chain()
+    for batch, dtype in ((1, "float32"), (4, "float16"), (8, "bfloat16")):
+        tensors = tuple((v.spec.shape, dtype, "") for v in at_batch(template, batch).values[:3])
+        view = (((batch * 4, 8), dtype, "nc"),)
+        calls = [
+            MeasuredCall("aten.linear.default", tensors[:2], "T,T", tensors[2:], (-1,), 0, 0, ()),
+            MeasuredCall("aten.view.default", tensors[2:], f"T,[{batch * 4},8],dtype={dtype}", view, (0,), 0, 0, ()),
+        ]
+        written = [symbolic(c, Shapes(template, batch), dtype) for c in calls]
+        assert written == [
+            ("aten.linear.default", "F[B,4,8] F[8,8]", "T,T", "F[B,4,8]", "-1"),
+            ("aten.view.default", "F[B,4,8]", "T,$0,dtype=$F", "F[B*4,8]:nc", "0"),
+        ]
+        assert [concrete(w, batch, dtype) for w in written] == [(c.inputs, c.arguments, c.outputs) for c in calls]
+
+
+@given(st.lists(st.sampled_from([512, 700, 1024, 3000, 4096, -512, -700, -1024, -3000, -4096]), max_size=8))
+def test_any_order_of_allocations_reads_back(events: list[int]) -> None:
+    inputs, outputs = (((256,), "float16", ""),), (((256,), "float32", ""), ((256,), "float32", ""))
+    order, sizes = describe(events, inputs, outputs)
+    given_sizes = iter(sizes)
+    assert replayed(order, inputs, outputs, lambda: next(given_sizes)) == tuple(events)
+
+
 def test_parts_of_a_call_are_added_up() -> None:
-    import numpy as np
-
-    from dippm.data.rows import OperatorRows
-
     parts = (call("clone.default", (8,), 512, 512), call("bmm.default", (8,), 256, 1024))
     rows = OperatorRows(
         parts,
@@ -161,7 +239,31 @@ def test_the_published_set_is_what_issue_and_card_promise(published: DataSet) ->
     assert max(footprints) > 40_000
     assert sum((c.activations_mib or 0) > (c.allocated_mib or 0) / 2 for c in cases) >= len(cases) / 3
     assert len({c.id for c in cases}) == len(cases)
-    assert sum(path.stat().st_size for path in ROOT.iterdir()) < 15 * 2**20
+    assert sum(path.stat().st_size for path in ROOT.iterdir()) < 27 * 2**20
+
+
+def test_published_rows_and_graphs_can_be_written_again_without_loss(published: DataSet, tmp_path: Path) -> None:
+    cases = published.cases(joined=True)[::89]
+    calls, graphs = CallWriter(), GraphWriter()
+    names = sorted({name for name in published.stored_graphs() if name[0] in {c.network for c in cases}})
+    for name in names:
+        graphs.add(name, published.stored_graph(name))
+    for case in cases:
+        rows, dtype = published.operators(case), case.precision.float_dtype
+        shapes = Shapes(published.stored_graph(next(n for n in names if n[0] == case.network)), case.batch)
+        calls.add(case.id, case.network, calls.program(rows.calls, shapes, dtype), rows)
+    calls.write(tmp_path)
+    graphs.write(tmp_path)
+    again, reader = DataSet(tmp_path), GraphReader(tmp_path)
+    for case in cases:
+        before, after = published.operators(case), again.rows_of(case.id, case.batch, case.precision.float_dtype)
+        assert before.calls == after.calls
+        for column in ("node", "freed_bytes", "kernel_us", "kernels"):
+            assert np.array_equal(getattr(before, column), getattr(after, column)), column
+    for name in names:
+        graph = published.stored_graph(name)
+        assert reader.graph(name) == graph
+        assert reader.digest(name) == graph.digest
 
 
 def test_at_least_98_percent_of_the_published_rows_are_matched(published: DataSet) -> None:

@@ -21,7 +21,7 @@ from dippm.measure.counters import Reading
 from dippm.measure.memory import finite
 from dippm.measure.nvml import require_gpu
 from dippm.measure.operators import Call, Record, argument_text, cut_trace, describe, tensor_row
-from dippm.measure.schedule import Plan, Schedule, needs_repeat, remaining
+from dippm.measure.schedule import Plan, Queue, Schedule, needs_repeat, remaining
 from dippm.measure.worker import operator_table, takes_energy
 from dippm.zoo.case import InputShape, Network, ZooCase
 
@@ -55,6 +55,28 @@ def test_a_dead_or_hanging_process_costs_its_row_alone(tmp_path: Path) -> None:
     assert "exit code -9" in str(rows[CASES[4].id]["reason"])
     assert [c.batch for c in CASES if rows[c.id]["status"] == "ok"] == [1, 2, 4, 6, 8, 9, 10, 11, 12]
     assert rows[CASES[6].id]["status"] == "oom", "alone on the GPU, running out is a label"
+
+
+def test_a_process_keeps_to_one_network(tmp_path: Path) -> None:
+    other = Network("other", "handwritten", "perceptron", {}, (InputShape((9,)),))
+    cases = [ZooCase(network, batch, timed=False) for batch in (1, 2, 4, 6) for network in (NETWORK, other)]
+    rows = run(tmp_path, cases, workers=2)
+    processes = {
+        key: {row["of"] for row in rows if str(row["case"]).startswith(key)} for key in (NETWORK.key, other.key)
+    }
+    assert len(rows) == 8
+    assert all(len(found) == 1 for found in processes.values())
+
+
+def test_a_queue_gives_whole_networks_in_the_lists_order() -> None:
+    other = Network("other", "handwritten", "perceptron", {}, (InputShape((9,)),))
+    cases = [ZooCase(n, batch, timed=False) for batch in (1, 2) for n in (NETWORK, other)]
+    queue = Queue(cases)
+    assert [c.id for c in queue.claim((), lambda case: True) or ()] == [cases[0].id, cases[2].id]
+    assert queue.claim((), lambda case: case.batch > 1) is None
+    assert [c.id for c in queue.claim((), lambda case: True) or ()] == [cases[1].id, cases[3].id]
+    assert len(queue) == 0
+    assert len(Queue(cases, grouped=False).claim((), lambda case: True) or ()) == 1
 
 
 def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ MAX_HEADER_BYTES = 100_000_000
 
 _TENSOR_MEMBER = re.compile(
     r"[^/]+/(data/weights/(?!.*\.json$).+|data/constants/(?!.*\.json$).+|data/sample_inputs/.+|data/\d+|constants/\d+)"
+    r"|model\.weights\.h5|([^/]+/)?variables/variables\.data-.+"
 )
-"""Members of a `.pt2` or TorchScript archive that hold elements of tensors, or a pickle that is never read."""
+"""Members of a `.pt2`, a TorchScript, a Keras or a SavedModel archive that hold elements of tensors, or a pickle that
+is never read."""
 _REFUSED_HEADS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"GGUF", b"\x1f\x8b", b"version https://git-lfs")
 """Files that are refused by their first bytes: pickles and kinds that are no model here."""
 

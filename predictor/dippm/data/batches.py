@@ -11,39 +11,42 @@ from dataclasses import replace
 
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value, ValueKind
 
-TEMPLATE_BATCH = 61
+TEMPLATE_BATCHES = (61, 67, 71, 73)
+"""Primes; a network whose own sizes are multiples of the first is stored at the next that is free of this."""
+TEMPLATE_BATCH = TEMPLATE_BATCHES[0]
 _SHAPE_ATTRIBUTES = frozenset({"shape", "size", "repeats", "sizes", "output_size", "split_size", "split_sizes", "end"})
 
 
 def at_batch(template: ModelGraph, batch: int) -> ModelGraph:
-    """The graph of `template` (made at `TEMPLATE_BATCH`) at another batch; parameters stay as they are."""
-    if template.batch != TEMPLATE_BATCH:
-        raise ValueError(f"a template graph has batch {TEMPLATE_BATCH}, this one has {template.batch}")
+    """The graph of `template` (made at one of `TEMPLATE_BATCHES`) at another batch; parameters stay as they are."""
+    if template.batch not in TEMPLATE_BATCHES:
+        raise ValueError(f"a template graph has a batch of {TEMPLATE_BATCHES}, this one has {template.batch}")
+    prime = template.batch
     return replace(
         template,
-        values=tuple(_value(v, batch) for v in template.values),
-        operators=tuple(_operator(o, batch) for o in template.operators),
+        values=tuple(_value(v, prime, batch) for v in template.values),
+        operators=tuple(_operator(o, prime, batch) for o in template.operators),
         batch=batch,
     )
 
 
-def _scaled(size: int, batch: int) -> int:
-    return size // TEMPLATE_BATCH * batch if size > 0 and size % TEMPLATE_BATCH == 0 else size
+def _scaled(size: int, prime: int, batch: int) -> int:
+    return size // prime * batch if size > 0 and size % prime == 0 else size
 
 
-def _value(value: Value, batch: int) -> Value:
+def _value(value: Value, prime: int, batch: int) -> Value:
     if value.kind is ValueKind.PARAMETER:
         return value
-    shape = tuple(_scaled(d, batch) for d in value.spec.shape)
+    shape = tuple(_scaled(d, prime, batch) for d in value.spec.shape)
     return value if shape == value.spec.shape else replace(value, spec=TensorSpec(shape, value.spec.dtype))
 
 
-def _operator(operator: Operator, batch: int) -> Operator:
+def _operator(operator: Operator, prime: int, batch: int) -> Operator:
     scaled: dict[str, Attribute] = {}
     for name in _SHAPE_ATTRIBUTES & operator.attributes.keys():
         given = operator.attributes[name]
         if isinstance(given, tuple):
-            scaled[name] = tuple(_scaled(d, batch) for d in given)
+            scaled[name] = tuple(_scaled(d, prime, batch) for d in given)
         elif isinstance(given, int) and not isinstance(given, bool):
-            scaled[name] = _scaled(given, batch)
+            scaled[name] = _scaled(given, prime, batch)
     return replace(operator, attributes={**operator.attributes, **scaled}) if scaled else operator

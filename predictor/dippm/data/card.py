@@ -35,12 +35,12 @@ def render(root: Path) -> str:
 
     cases: list[dict[str, Any]] = parquet.read_table(root / "cases.parquet").to_pylist()
     anchors: list[dict[str, Any]] = parquet.read_table(root / "anchors.parquet").to_pylist()
-    operators = parquet.read_metadata(root / "operators.parquet").num_rows
+    calls = parquet.read_metadata(root / "calls.parquet").num_rows
     good = [row for row in cases if row["status"] == "ok"]
     parts = [
         f"{len(cases)} cases ({len(good)} with labels, {sum(r['timed'] for r in good)} of them timed) of "
         f"{len({r['network'] for r in good})} networks, {len({r['architecture'] for r in good})} architectures, "
-        f"{len({r['super_family'] for r in good})} super-families; {operators} distinct operator calls.",
+        f"{len({r['super_family'] for r in good})} super-families; {calls} distinct calls of the framework.",
         _counts(good),
         _quantiles(good),
         _footprints(good),

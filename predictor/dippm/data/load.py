@@ -8,32 +8,22 @@ for case in data.cases():
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dippm.case import Allocator, Mode, Precision, Runtime
-from dippm.data.batches import TEMPLATE_BATCH, at_batch
-from dippm.data.rows import CaseRow, MeasuredCall, NodeLabels, OperatorRows
+from dippm.data.batches import TEMPLATE_BATCHES, at_batch
+from dippm.data.call_store import CallReader
+from dippm.data.graph_store import GraphName, GraphReader
+from dippm.data.rows import CaseRow, NodeLabels, OperatorRows
+from dippm.data.tables import read_rows
 from dippm.graph import ModelGraph
 
 ENUMS = {"precision": Precision, "mode": Mode, "runtime": Runtime, "allocator": Allocator}
-
-
-def call_from_row(row: dict[str, Any]) -> MeasuredCall:
-    """A row of `operators.parquet`."""
-    tensors = {
-        side: tuple((tuple(shape), dtype, layout) for shape, dtype, layout in json.loads(row[side]))
-        for side in ("inputs", "outputs")
-    }
-    return MeasuredCall(
-        row["target"], tensors["inputs"], row["arguments"], tensors["outputs"], tuple(row["views"]),
-        row["net_bytes"], row["peak_bytes"], tuple(row["events"]),
-    )  # fmt: skip
 
 
 def case_from_row(row: dict[str, Any]) -> CaseRow:
@@ -44,34 +34,34 @@ def case_from_row(row: dict[str, Any]) -> CaseRow:
     return CaseRow(**named)
 
 
+def graph_names(key: str, batch: int, float_dtype: str) -> list[GraphName]:
+    """Where a case's graph may be stored: its own dtype before fp32, its own batch before a template."""
+    return [(key, b, dtype) for dtype in (float_dtype, "float32") for b in (batch, *TEMPLATE_BATCHES)]
+
+
 class DataSet:
     """A folder of Parquet files as `dippm.data.pack` writes it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._last_graph = lru_cache(maxsize=32)(self.stored_graph)
 
-    def _table(self, name: str) -> list[dict[str, Any]]:
-        import pyarrow.parquet as parquet
-
-        rows: list[dict[str, Any]] = parquet.read_table(self.root / name).to_pylist()
-        return rows
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """All rows of a table (`cases`, `repeats`, `caps`, `anchors`, `onnxruntime`); none where it is missing."""
+        path = self.root / f"{table}.parquet"
+        return read_rows(path) if path.exists() else []
 
     @cached_property
     def _cases(self) -> list[CaseRow]:
-        return [case_from_row(row) for row in self._table("cases.parquet")]
+        return [case_from_row(row) for row in read_rows(self.root / "cases.parquet")]
 
     @cached_property
-    def _graphs(self) -> dict[tuple[str, int, str], str]:
-        rows = self._table("graphs.parquet")
-        return {(row["network"], row["batch"], row["float_dtype"]): row["graph"] for row in rows}
+    def _graphs(self) -> GraphReader:
+        return GraphReader(self.root)
 
     @cached_property
-    def _calls(self) -> list[MeasuredCall]:
-        return [call_from_row(row) for row in self._table("operators.parquet")]
-
-    @cached_property
-    def _sequences(self) -> dict[str, dict[str, Any]]:
-        return {row["case"]: row for row in self._table("sequences.parquet")}
+    def _calls(self) -> CallReader:
+        return CallReader(self.root)
 
     def cases(self, *, status: str | None = "ok", joined: bool = False) -> list[CaseRow]:
         """Cases of a status (None: all), in the order of the list; with `joined`, those that have a graph only."""
@@ -81,17 +71,20 @@ class DataSet:
             if (status is None or row.status == status) and (not joined or self.has_graph(row))
         ]
 
+    def stored_graphs(self) -> Sequence[GraphName]:
+        """Names of the graphs as they are stored."""
+        return self._graphs.names
+
+    def stored_graph(self, name: GraphName) -> ModelGraph:
+        """A graph as it is stored: at a template's batch, mostly in fp32. KeyError if there is none of this name."""
+        return self._graphs.graph(name)
+
     def has_graph(self, row: CaseRow) -> bool:
         """Whether the graph store holds the case's network."""
         return self._stored(row) is not None
 
-    def _stored(self, row: CaseRow) -> tuple[str, int, str] | None:
-        """The store's name of the graph nearest to the case: its own dtype before fp32, its own batch before any."""
-        names = [
-            (row.network, batch, dtype)
-            for dtype in (row.precision.float_dtype, "float32")
-            for batch in (row.batch, TEMPLATE_BATCH)
-        ]
+    def _stored(self, row: CaseRow) -> GraphName | None:
+        names = graph_names(row.network, row.batch, row.precision.float_dtype)
         return next((name for name in names if name in self._graphs), None)
 
     def graph(self, row: CaseRow) -> ModelGraph:
@@ -99,20 +92,21 @@ class DataSet:
         name = self._stored(row)
         if name is None:
             raise KeyError(f"{self.root}: no graph of {row.architecture} ({row.network})")
-        graph = ModelGraph.from_dict(json.loads(self._graphs[name]))
+        graph = self._last_graph(name)
         graph = graph if graph.batch == row.batch else at_batch(graph, row.batch)
         return graph if name[2] == row.precision.float_dtype else graph.cast(row.precision.float_dtype)
 
+    def has_operators(self, case_id: str) -> bool:
+        """Whether operator rows of a case were recorded."""
+        return case_id in self._calls
+
+    def rows_of(self, case_id: str, batch: int, float_dtype: str) -> OperatorRows:
+        """Measured rows of a case, told what its id does not say."""
+        return self._calls.operators(case_id, batch, float_dtype)
+
     def operators(self, row: CaseRow) -> OperatorRows:
         """Measured rows of the case, in order. KeyError if the case has none."""
-        found = self._sequences[row.id]
-        return OperatorRows(
-            calls=tuple(self._calls[index] for index in found["sequence"]),
-            node=np.asarray(found["node"], dtype=np.int32),
-            freed_bytes=np.asarray(found["freed_bytes"], dtype=np.int64),
-            kernel_us=np.asarray(found["kernel_us"], dtype=np.float32),
-            kernels=np.asarray(found["kernels"], dtype=np.int16),
-        )
+        return self.rows_of(row.id, row.batch, row.precision.float_dtype)
 
     def node_labels(self, row: CaseRow, graph: ModelGraph | None = None) -> NodeLabels:
         """The measured rows seen from the graph's operators."""

@@ -1,49 +1,56 @@
-"""From the harness's rows and the extracted graphs to the published form: Parquet, each distinct call written once."""
+"""From the harness's rows and the extracted graphs to the published form (`graph_store`, `call_store`, `columns`).
+
+1. Rows are read one after the other; of each case the first one with labels on the set's card counts, later ones are
+   repeats. A data set that exists already may be the base that new rows are added to.
+2. Cases are joined with their graphs, relatives one after the other: what repeats is then found by the compression.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dippm.case import Mode, Precision
-from dippm.data.batches import TEMPLATE_BATCH, at_batch
+from dippm.data import columns
+from dippm.data.batches import TEMPLATE_BATCHES, at_batch
+from dippm.data.call_store import CallWriter
+from dippm.data.columns import Case, Row, network_key
+from dippm.data.graph_store import GraphName, GraphWriter
 from dippm.data.join import align, align_decomposed, matched_share, tokens_of_calls, tokens_of_graph
-from dippm.data.rows import MeasuredCall
+from dippm.data.load import DataSet, graph_names
+from dippm.data.rows import MeasuredCall, OperatorRows
+from dippm.data.symbols import Shapes
+from dippm.data.tables import write_table
 from dippm.graph import ModelGraph
 
-FLOATS = (
-    "weights_mib", "inputs_mib", "allocated_mib", "activations_mib", "reserved_mib", "reserved_before_mib",
-    "context_mib", "footprint_mib", "recorded_peak_mib", "min_cap_steady_mib", "cap_failed_mib", "min_cap_mib",
-    "device_ms", "host_ms", "latency_ms", "latency_median_ms", "latency_p90_ms", "energy_j", "energy_seconds",
-    "kernel_ms",
-)  # fmt: skip
-INTEGERS = ("kernels", "latency_passes", "energy_passes", "cases_before", "cap_trials")
-PROVENANCE = (
-    "run", "gpu", "gpu_uuid", "driver", "cuda", "cudnn", "torch", "timm", "transformers", "python", "host", "kernel",
-    "started",
-)  # fmt: skip
-CAP_COLUMNS = (
-    "min_cap_steady_mib", "min_cap_mib", "cap_failed_mib", "cap_trials", "cap_allocated_mib", "cap_reserved_mib", "run",
-)  # fmt: skip
-ANCHOR_COLUMNS = ("device_ms", "host_ms", "latency_ms", "latency_p90_ms", "energy_j")
+TABLES = {
+    "cases": columns.CASE_COLUMNS,
+    "anchors": ("case", "stage", *columns.ANCHOR_COLUMNS, *columns.PROVENANCE),
+    "caps": ("case", "status", *columns.CAP_COLUMNS),
+    "repeats": columns.REPEAT_COLUMNS,
+    "onnxruntime": columns.ORT_COLUMNS,
+}
 
-Case = Mapping[str, Any]
-"""A line of the case list, as JSON."""
+Operators = Callable[[], OperatorRows]
+"""Puts together the rows of one case; their nodes are not known yet, or those of the base."""
 
 
 @dataclass(slots=True)
 class Packed:
-    """The tables of a data set, as rows."""
+    """The tables of a data set."""
 
     cases: list[dict[str, Any]] = field(default_factory=list)
-    operators: list[dict[str, Any]] = field(default_factory=list)
-    sequences: list[dict[str, Any]] = field(default_factory=list)
-    graphs: list[dict[str, Any]] = field(default_factory=list)
     anchors: list[dict[str, Any]] = field(default_factory=list)
     caps: list[dict[str, Any]] = field(default_factory=list)
+    repeats: list[dict[str, Any]] = field(default_factory=list)
+    onnxruntime: list[dict[str, Any]] = field(default_factory=list)
+    calls: CallWriter = field(default_factory=CallWriter)
+    graphs: GraphWriter = field(default_factory=GraphWriter)
 
 
 def call_of(entry: Sequence[Any]) -> MeasuredCall:
@@ -53,166 +60,216 @@ def call_of(entry: Sequence[Any]) -> MeasuredCall:
     return MeasuredCall(target, tensors[0], arguments, tensors[1], tuple(views), net, peak, tuple(events))
 
 
-class Graphs:
-    """Extracted graphs by network and batch, rescaled on demand."""
+def operators_of(body: bytes) -> OperatorRows:
+    """The harness's table of operators (compressed JSON), without nodes."""
+    import numpy as np
 
-    def __init__(self, extracted: Iterable[tuple[tuple[str, int, str], ModelGraph | str]]) -> None:
-        self.by_name: dict[tuple[str, int, str], ModelGraph] = {}
+    table = json.loads(zlib.decompress(body))
+    calls = [call_of(entry) for entry in table["calls"]]
+    return OperatorRows(
+        tuple(calls[i] for i in table["sequence"]),
+        np.full(len(table["sequence"]), -1, np.int32),
+        np.asarray(table["freed_bytes"], np.int64),
+        np.asarray(table["kernel_us"], np.float32),
+        np.asarray(table["kernels"], np.int16),
+    )
+
+
+class Graphs:
+    """Extracted graphs by network, batch and dtype, kept compressed; those of a base where none was made anew."""
+
+    def __init__(self, extracted: Iterable[tuple[GraphName, ModelGraph | str]], base: DataSet | None = None) -> None:
         self.errors: dict[str, str] = {}
+        self._bodies: dict[GraphName, bytes] = {}
+        self._last: tuple[GraphName, ModelGraph] | None = None
+        self.base = base
         for name, graph in extracted:
             if isinstance(graph, str):
                 self.errors[name[0]] = graph
             else:
-                self.by_name[name] = graph
+                self._bodies[name] = zlib.compress(json.dumps(graph.to_dict(), separators=(",", ":")).encode(), 1)
+        anew = {(key, dtype) for key, batch, dtype in self._bodies if batch in TEMPLATE_BATCHES}
+        self.of_base = {
+            (key, batch, dtype)
+            for key, batch, dtype in (base.stored_graphs() if base else ())
+            if not (batch in TEMPLATE_BATCHES and (key, dtype) in anew) and (key, batch, dtype) not in self._bodies
+        }
 
-    def get(self, key: str, batch: int, float_dtype: str) -> ModelGraph | None:
-        """The graph at a batch and dtype; None where the network could not be exported."""
-        for dtype in (float_dtype, "float32"):
-            exact, template = self.by_name.get((key, batch, dtype)), self.by_name.get((key, TEMPLATE_BATCH, dtype))
-            found = exact or (template and at_batch(template, batch))
-            if found is not None:
-                return found if dtype == float_dtype else found.cast(float_dtype)
-        return None
+    def names(self) -> list[GraphName]:
+        """Of all graphs."""
+        return sorted({*self._bodies, *self.of_base})
+
+    def stored(self, name: GraphName) -> ModelGraph:
+        """A graph as it was extracted."""
+        if self._last is None or self._last[0] != name:
+            if name in self._bodies:
+                graph = ModelGraph.from_dict(json.loads(zlib.decompress(self._bodies[name])))
+            else:
+                assert self.base is not None
+                graph = self.base.stored_graph(name)
+            self._last = name, graph
+        return self._last[1]
+
+    def nearest(self, key: str, batch: int, float_dtype: str) -> GraphName | None:
+        """The name of the graph for a case; None where the network could not be exported."""
+        return next(
+            (name for name in graph_names(key, batch, float_dtype) if name in self._bodies or name in self.of_base),
+            None,
+        )
+
+    def get(self, name: GraphName, batch: int, float_dtype: str) -> ModelGraph:
+        """A graph at a case's batch, in its precision."""
+        graph = self.stored(name)
+        graph = graph if graph.batch == batch else at_batch(graph, batch)
+        return graph if name[2] == float_dtype else graph.cast(float_dtype)
 
 
-def pack(
-    rows: Iterable[Mapping[str, Any]], cases: Mapping[str, Case], runs: Mapping[str, Mapping[str, Any]], graphs: Graphs
-) -> Packed:
-    """Joins rows with their cases and graphs; the last row of a case counts, caps are added to the same case."""
-    packed = Packed()
-    index: dict[str, int] = {}
-    labels: dict[str, dict[str, Any]] = {}
-    order: dict[str, int] = {}
-    for position, row in enumerate(rows):
-        if row.get("anchor"):
-            packed.anchors.append(_anchor(row, runs))
+@dataclass(slots=True)
+class _Taken:
+    """What was found for one case."""
+
+    row: dict[str, Any]
+    operators: Operators | None
+
+
+class Choice:
+    """Step 1: which row of a case counts."""
+
+    def __init__(self, cases: Mapping[str, Case], packed: Packed, base: DataSet | None) -> None:
+        self.cases, self.packed = cases, packed
+        self.runs: dict[str, Row] = {}
+        self.taken: dict[str, _Taken] = {}
+        self.card = ""
+        self._caps: dict[str, dict[str, Any]] = {}
+        self._relatives = {network_key(c["id"]): c for c in cases.values()}
+        self._ort: dict[tuple[str, ...], dict[str, Any]] = {}
+        if base is not None:
+            self._base(base)
+
+    def _base(self, base: DataSet) -> None:
+        for row in base.rows("cases"):
+            self.card = self.card or row["gpu"]
+            operators = None
+            if base.has_operators(row["id"]):
+                batch, dtype = row["batch"], Precision(row["precision"]).float_dtype
+                operators = partial(base.rows_of, row["id"], batch, dtype)
+            self.taken[row["id"]] = _Taken(row, operators)
+        for name in ("anchors", "caps", "repeats", "onnxruntime"):
+            getattr(self.packed, name).extend(base.rows(name))
+
+    def take(self, row: Row) -> None:
+        """One line of the harness."""
+        if "provenance" in row:
+            self.runs[row["provenance"]["run"]] = row["provenance"]
+            return
+        run = self.runs[row["run"]]
+        if row["purpose"] == "onnxruntime":
+            self._onnxruntime(row, run)
+        elif row.get("anchor"):
+            self.packed.anchors.append(columns.anchor_row(row, run))
+        elif row["case"] not in self.cases:
+            return
         elif row["purpose"] == "min_cap":
-            packed.caps.append({"case": row["case"], "status": row["status"], **{k: row.get(k) for k in CAP_COLUMNS}})
-            labels.setdefault(row["case"], {}).update(
-                {k: row[k] for k in ("min_cap_steady_mib", "cap_failed_mib", "min_cap_mib", "cap_trials") if k in row}
-            )
+            self.packed.caps.append(columns.cap_row(row))
+            labels = {k: row[k] for k in columns.CAP_LABELS if k in row}
+            self._caps.setdefault(row["case"], {}).update(labels)
         else:
-            labels[row["case"]] = {**labels.get(row["case"], {}), **row}
-            order.setdefault(row["case"], position)
-    for name, row in sorted(labels.items(), key=lambda item: order.get(item[0], 1 << 60)):
-        if "status" not in row:
-            continue
-        share = _sequence(packed, index, name, row, cases[name], graphs) if "operators" in row else None
-        packed.cases.append(_case(name, row, cases[name], runs, share))
-    used = {row["network"] for row in packed.cases}
-    for (key, batch, dtype), graph in sorted(graphs.by_name.items()):
-        if key in used:
-            body = json.dumps(graph.to_dict(), separators=(",", ":"))
-            names = {"network": key, "batch": batch, "float_dtype": dtype}
-            packed.graphs.append({**names, "digest": graph.digest, "graph": body})
+            self._labels(row, run)
+
+    def _labels(self, row: Row, run: Row) -> None:
+        found = columns.case_row(self.cases[row["case"]], row, run)
+        self.card = self.card or found["gpu"]
+        kept = self.taken.get(row["case"])
+        rank = ("ok", "oom", "failed").index
+        better = kept is None or rank(row["status"]) < rank(kept.row["status"])
+        if found["gpu"] != self.card or not better:
+            if row["status"] != "failed":
+                self.packed.repeats.append({"case": row["case"], **columns.measured(row, run)})
+            return
+        operators = None
+        if "operators" in row:
+            body = zlib.compress(json.dumps(row["operators"], separators=(",", ":")).encode(), 6)
+            operators = partial(operators_of, body)
+        self.taken[row["case"]] = _Taken(found, operators)
+
+    def _onnxruntime(self, row: Row, run: Row) -> None:
+        relative = self._relatives.get(network_key(row["case"]))
+        if relative is None:
+            raise ValueError(f"{row['case']}: no case of the list is of this network, so nothing says its family")
+        known = {
+            "architecture": relative["network"]["architecture"], "source": relative["network"]["source"],
+            "family": relative["family"], "super_family": relative["super_family"],
+        }  # fmt: skip
+        found = columns.ort_row(row, run, known)
+        key = (found["id"], found["run"], found["provider"], found["provider_options"], found["session_options"])
+        if key in self._ort:
+            self._ort[key].update({k: v for k, v in found.items() if v not in (None, "", "{}")})
+            return
+        self._ort[key] = found
+        self.packed.onnxruntime.append(found)
+
+    def finish(self) -> None:
+        """Adds what the searches for the smallest cap found to their cases."""
+        for name, labels in self._caps.items():
+            if name in self.taken:
+                self.taken[name].row.update(labels)
+
+
+def pack(rows: Iterable[Row], cases: Mapping[str, Case], graphs: Graphs, base: DataSet | None = None) -> Packed:
+    """Both steps."""
+    packed = Packed()
+    choice = Choice(cases, packed, base)
+    for row in rows:
+        choice.take(row)
+    choice.finish()
+    _join(packed, choice.taken, graphs)
+    packed.cases = [taken.row for taken in choice.taken.values()]
+    order = {row["network"]: _relatives_first(row)[:4] for row in packed.cases}
+    for name in sorted((n for n in graphs.names() if n[0] in order), key=lambda n: (order[n[0]], n)):
+        packed.graphs.add(name, graphs.stored(name))
     return packed
 
 
-def network_key(case: Case) -> str:
-    """Key of the case's network: what comes before the first hyphen of the case's id."""
-    return str(case["id"]).partition("-")[0]
+def _relatives_first(row: Row) -> tuple[Any, ...]:
+    dtype = Precision(row["precision"]).float_dtype
+    names = tuple(row[key] for key in ("source", "family", "architecture", "network"))
+    return (*names, row["mode"], row["runtime"], dtype, row["batch"], row["id"])
 
 
-def _sequence(
-    packed: Packed, index: dict[str, int], name: str, row: Mapping[str, Any], case: Case, graphs: Graphs
-) -> float | None:
-    table = row["operators"]
-    calls = [call_of(entry) for entry in table["calls"]]
-    places = [_place(packed, index, call) for call in calls]
-    sequence = [calls[i] for i in table["sequence"]]
-    graph = graphs.get(network_key(case), case["batch"], Precision(case["precision"]).float_dtype)
-    node = [-1] * len(sequence)
-    share = None
-    if graph is not None:
-        if case["mode"] == Mode.INFERENCE:
-            node = align(tokens_of_calls(sequence), tokens_of_graph(graph))
-        else:
-            node = align_decomposed(sequence, graph)
-        share = matched_share(sequence, node)
-    packed.sequences.append({
-        "case": name,
-        "sequence": [places[i] for i in table["sequence"]],
-        "node": node,
-        "freed_bytes": table["freed_bytes"],
-        "kernel_us": table["kernel_us"],
-        "kernels": table["kernels"],
-    })  # fmt: skip
-    return share
-
-
-def _place(packed: Packed, index: dict[str, int], call: MeasuredCall) -> int:
-    row = {
-        "target": call.target,
-        "inputs": json.dumps(call.inputs, separators=(",", ":")),
-        "arguments": call.arguments,
-        "outputs": json.dumps(call.outputs, separators=(",", ":")),
-        "views": list(call.views),
-        "net_bytes": call.net_bytes,
-        "peak_bytes": call.peak_bytes,
-        "events": list(call.events),
-    }
-    key = json.dumps(row)
-    if key not in index:
-        index[key] = len(packed.operators)
-        packed.operators.append(row)
-    return index[key]
-
-
-def _case(
-    name: str, row: Mapping[str, Any], case: Case, runs: Mapping[str, Mapping[str, Any]], share: float | None
-) -> dict[str, Any]:
-    network = case["network"]
-    method = row.get("device_ms_method", "")
-    return {
-        "id": name,
-        "architecture": network["architecture"],
-        "family": case["family"],
-        "super_family": case["super_family"],
-        "source": network["source"],
-        "model": network["model"],
-        "kwargs": json.dumps(network["kwargs"], sort_keys=True),
-        "inputs": json.dumps(network["inputs"]),
-        "network": network_key(case),
-        **{key: case[key] for key in ("batch", "precision", "mode", "runtime", "allocator")},
-        "status": row["status"],
-        "reason": row["reason"],
-        "timed": row["timed"],
-        "context_fresh": row.get("cases_before") == 0,
-        "device_ms_method": method,
-        "matched_share": share,
-        **{key: row.get(key) for key in (*FLOATS, *INTEGERS)},
-        **{key: str(runs[row["run"]][key]) for key in PROVENANCE},
-    }
-
-
-def _anchor(row: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    run_ahead = row.get("device_ms_method") == "run_ahead"
-    labels = {key: row.get(key) for key in ANCHOR_COLUMNS}
-    if not run_ahead:
-        labels["device_ms"] = None
-    return {"case": row["case"], "stage": row["stage"], **labels, **{k: str(runs[row["run"]][k]) for k in PROVENANCE}}
+def _join(packed: Packed, taken: Mapping[str, _Taken], graphs: Graphs) -> None:
+    """Step 2."""
+    nodes: dict[Any, tuple[int, ...]] = {}
+    for found in sorted(taken.values(), key=lambda t: _relatives_first(t.row)):
+        row = found.row
+        if found.operators is None:
+            continue
+        measured, batch = found.operators(), row["batch"]
+        dtype = Precision(row["precision"]).float_dtype
+        name = graphs.nearest(row["network"], batch, dtype)
+        program = packed.calls.program(measured.calls, Shapes(graphs.stored(name) if name else None, batch), dtype)
+        inference = row["mode"] == Mode.INFERENCE
+        if name is None:
+            row["matched_share"], measured = None, measured.with_nodes([-1] * len(measured.calls))
+        elif not (name in graphs.of_base and row["matched_share"] is not None):
+            key = (name, inference, program)
+            if key not in nodes:
+                graph = graphs.get(name, batch, dtype)
+                nodes[key] = tuple(
+                    align(tokens_of_calls(measured.calls), tokens_of_graph(graph))
+                    if inference
+                    else align_decomposed(measured.calls, graph)
+                )
+            row["matched_share"] = matched_share(measured.calls, nodes[key])
+            measured = measured.with_nodes(nodes[key])
+        packed.calls.add(row["id"], row["network"], program, measured)
 
 
 def write(packed: Packed, root: Path) -> dict[str, int]:
-    """Writes the tables as zstd-compressed Parquet; gives the bytes of each file."""
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
+    """Writes all tables; gives the bytes of each file."""
     root.mkdir(parents=True, exist_ok=True)
-    narrow = {
-        "sequence": arrow.list_(arrow.int32()), "node": arrow.list_(arrow.int32()),
-        "freed_bytes": arrow.list_(arrow.int64()), "kernel_us": arrow.list_(arrow.float32()),
-        "kernels": arrow.list_(arrow.int16()), "events": arrow.list_(arrow.int64()), "views": arrow.list_(arrow.int8()),
-        **dict.fromkeys(FLOATS, arrow.float64()), **dict.fromkeys(("latency_passes", "energy_passes"), arrow.int32()),
-    }  # fmt: skip
-    sizes = {}
-    for name in ("cases", "operators", "sequences", "graphs", "anchors", "caps"):
-        rows = getattr(packed, name)
-        columns = {}
-        for key in rows[0] if rows else ():
-            kind = None if name in ("cases", "anchors") and key == "kernels" else narrow.get(key)
-            columns[key] = arrow.array([row[key] for row in rows], type=kind)
-        path = root / f"{name}.parquet"
-        parquet.write_table(arrow.table(columns), path, compression="zstd", compression_level=19)
-        sizes[path.name] = path.stat().st_size
-    return sizes
+    sizes = {
+        f"{name}.parquet": write_table(root / f"{name}.parquet", columns.typed(getattr(packed, name), names))
+        for name, names in TABLES.items()
+        if getattr(packed, name) or name == "cases"
+    }
+    return {**sizes, **packed.calls.write(root), **packed.graphs.write(root)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ class RowFile:
         with self.path.open("ab") as out:
             out.write(gzip.compress((json.dumps(row, separators=(",", ":")) + "\n").encode(), 6))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows; a last member that was cut off is left out."""
+    def stream(self) -> Iterator[dict[str, Any]]:
+        """One row after the other; a last member that was cut off is left out."""
         if not self.path.exists():
-            return []
-        found: list[dict[str, Any]] = []
+            return
         with gzip.open(self.path, "rt") as lines:
             try:
-                found.extend(json.loads(line) for line in lines)
+                for line in lines:
+                    yield json.loads(line)
             except EOFError:
                 print(f"{self.path}: the last row was cut off and is left out", file=sys.stderr)
-        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows at once."""
+        return list(self.stream())

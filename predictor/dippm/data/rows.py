@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from dippm.case import Allocator, Case, Mode, Precision, Runtime
+
+TensorRow = tuple[tuple[int, ...], str, str]
+"""Shape, dtype, layout of a tensor (`` contiguous, `cl` channels last, `nc` otherwise strided)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,13 @@ class CaseRow:
 
     @property
     def case(self) -> Case:
-        """The predictor's value for the same question."""
-        return Case(self.batch, self.precision, self.mode, self.runtime, self.allocator, device="H200")
+        """The predictor's value for the same question, on the card that it was measured on."""
+        return Case(self.batch, self.precision, self.mode, self.runtime, self.allocator, device=self.product)
+
+    @property
+    def product(self) -> str:
+        """The card as GPU Feature Discovery names it, without `NVIDIA-`."""
+        return self.gpu.removeprefix("NVIDIA ").replace(" ", "-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +78,9 @@ class MeasuredCall:
     """One distinct call of the framework and its allocations (a row of `operators.parquet`)."""
 
     target: str
-    inputs: tuple[tuple[tuple[int, ...], str, str], ...]
-    """Shape, dtype, layout of each tensor given (`` contiguous, `cl` channels last, `nc` otherwise strided)."""
+    inputs: tuple[TensorRow, ...]
     arguments: str
-    outputs: tuple[tuple[tuple[int, ...], str, str], ...]
+    outputs: tuple[TensorRow, ...]
     views: tuple[int, ...]
     """For each output the index of the input whose storage it shares, or -1."""
     net_bytes: int
@@ -98,6 +106,10 @@ class OperatorRows:
     kernel_us: npt.NDArray[np.float32]
     """Kernel time of each row; empty where the case was not timed."""
     kernels: npt.NDArray[np.int16]
+
+    def with_nodes(self, node: Sequence[int]) -> OperatorRows:
+        """The same rows, matched with other nodes."""
+        return replace(self, node=np.asarray(node, dtype=np.int32))
 
 
 @dataclass(frozen=True, slots=True)

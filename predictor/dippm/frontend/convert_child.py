@@ -11,6 +11,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -49,9 +51,11 @@ def main() -> None:
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     shown = request["shown"]
-    if missing := [name for name in request["packages"] if not _installed(name)]:
-        return {"missing": missing}, b""
     try:
+        if request["refusals"]:
+            import_module(request["refusals"]).refuse(Path(request["path"]), shown)
+        if missing := [names for names, version in versions(request["packages"]).items() if version is None]:
+            return {"missing": missing}, b""
         module = import_module(request["module"])
         deny_programs()  # not before: frameworks look for compilers and the like when they are imported
         converted: Converted = module.convert(Path(request["path"]), shown)
@@ -68,9 +72,14 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     return {"notes": converted.notes}, converted.onnx
 
 
-def _installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def versions(distributions: Sequence[str]) -> dict[str, str | None]:
+    """Version of each distribution in this interpreter, None where it is not installed; nothing is imported.
+
+    `a|b` is the first of them that is installed.
+    """
+    found: dict[str, str | None] = dict.fromkeys(distributions)
+    for names in distributions:
+        for name in reversed(names.split("|")):
+            with suppress(metadata.PackageNotFoundError):
+                found[names] = metadata.version(name)
+    return found

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ import dippm
 from dippm import errors
 from dippm.artifact import Artifact
 from dippm.errors import ModelFormatError, ParseLimitExceeded
+from dippm.frontend.convert_child import versions
 from dippm.frontend.limits import Limits, how_it_ended
 from dippm.kept import Kept
 from dippm.version import VERSION
@@ -51,10 +52,13 @@ _QUIET = {
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-_BOOTSTRAP = (
+_PACKAGE = str(Path(dippm.__file__).parent)
+_AS_DIPPM = (
     "import sys, types; package = types.ModuleType('dippm'); package.__path__ = [sys.argv[1]]; "
-    "sys.modules['dippm'] = package; from dippm.frontend.convert_child import main; main()"
+    "sys.modules['dippm'] = package; from dippm.frontend import convert_child; "
 )
+_BOOTSTRAP = _AS_DIPPM + "convert_child.main()"
+_VERSIONS = _AS_DIPPM + "import json; print(json.dumps(convert_child.versions(sys.argv[2:])))"
 _SAID_BYTES = 2000
 
 
@@ -67,12 +71,19 @@ class Converter:
     module: str
     """Run in the child: `convert(path: Path, shown: str) -> Converted`; importing it imports the framework."""
     packages: tuple[str, ...]
-    """Distributions that the interpreter must have."""
+    """Distributions that the interpreter must have; `a|b` where either will do."""
     extra: str
     """The extra of this distribution that installs them."""
     setting: str
     """Environment variable that names another interpreter which has them."""
+    refusals: str = ""
+    """Run in the child before the framework is looked for: `refuse(path, shown)` raises for what must not be loaded."""
     limits: Limits = LIMITS
+
+    @property
+    def needs(self) -> str:
+        """The packages, in words."""
+        return _in_words(self.packages)
 
     @property
     def install(self) -> str:
@@ -83,6 +94,32 @@ class Converter:
         """The Python that converts: the one that the setting names, else this one."""
         return os.environ.get(self.setting) or sys.executable
 
+    def installed(self) -> Mapping[str, str | None]:
+        """Version of each of its packages in that interpreter, None where it is missing; nothing is imported.
+
+        Raises ModelFormatError where the interpreter cannot be run.
+        """
+        if self.interpreter() == sys.executable:
+            return versions(self.packages)
+        try:
+            asked = subprocess.run(
+                [self.interpreter(), "-I", "-c", _VERSIONS, _PACKAGE, *self.packages],
+                capture_output=True, check=True, timeout=60, env=_environment(),
+            )  # fmt: skip
+        except OSError as error:
+            raise self.not_run(error.strerror) from None
+        except subprocess.SubprocessError:
+            raise self.not_run("it does not answer") from None
+        found: dict[str, str | None] = json.loads(asked.stdout)
+        return found
+
+    def not_run(self, reason: str | None) -> ModelFormatError:
+        """The interpreter that the setting names cannot be run."""
+        return ModelFormatError(
+            f"{self.setting} names {self.interpreter()}, which cannot be run ({reason}): name a Python that has "
+            f"{self.needs}"
+        )
+
 
 PADDLE = Converter(
     name="PaddlePaddle",
@@ -91,8 +128,20 @@ PADDLE = Converter(
     extra="paddle",
     setting="DIPPM_PADDLE_PYTHON",
 )
-CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE}
+TENSORFLOW = Converter(
+    name="TensorFlow",
+    module="dippm.frontend.tensorflow_convert",
+    packages=("tensorflow|tensorflow-cpu", "tf2onnx"),
+    extra="tensorflow",
+    setting="DIPPM_TENSORFLOW_PYTHON",
+    refusals="dippm.frontend.tensorflow_safety",
+)
+CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE, "savedmodel": TENSORFLOW, "keras": TENSORFLOW}
 """By `Artifact.format`. Every other format has a door of its own."""
+
+
+def _in_words(packages: Iterable[str]) -> str:
+    return " and ".join(names.partition("|")[0] for names in packages)
 
 
 @contextlib.contextmanager
@@ -115,7 +164,7 @@ def as_onnx(artifact: Artifact, kept: tuple[Kept, str] | None = None) -> Iterato
         if notes is None:
             notes = _convert(converter, artifact, path, work)
             _remember(converter, artifact, path, notes, kept)
-        yield replace(artifact, path=path), notes
+        yield replace(artifact, path=path, uri=artifact.uri or str(artifact.path)), notes
 
 
 def _recalled(
@@ -146,6 +195,7 @@ def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> 
     shown = artifact.uri or str(artifact.path)
     request = {
         "module": converter.module,
+        "refusals": converter.refusals,
         "packages": converter.packages,
         "path": str(artifact.path.absolute()),
         "shown": shown,
@@ -162,7 +212,7 @@ def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> 
         if missing := head.get("missing"):
             where = "" if converter.interpreter() == sys.executable else f" in {converter.interpreter()}"
             raise ModelFormatError(
-                f"{shown} is {artifact.spoken}, which needs {' and '.join(missing)}{where}: {converter.install}"
+                f"{shown} is {artifact.spoken}, which needs {_in_words(missing)}{where}: {converter.install}"
             )
         if "error" in head:
             raise getattr(errors, head["error"], ModelFormatError)(head["message"])
@@ -172,15 +222,14 @@ def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> 
 
 def _run(converter: Converter, request: bytes, answer: IO[bytes], said: IO[bytes], work: Path, shown: str) -> int:
     """Exit status of the child that had this request. Raises ModelFormatError or ParseLimitExceeded."""
-    environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     try:
         with subprocess.Popen(
-            [converter.interpreter(), "-I", "-c", _BOOTSTRAP, str(Path(dippm.__file__).parent)],
+            [converter.interpreter(), "-I", "-c", _BOOTSTRAP, _PACKAGE],
             stdin=subprocess.PIPE,
             stdout=answer,
             stderr=said,
             cwd=work,
-            env={**environment, **_QUIET, "TMPDIR": str(work)},
+            env={**_environment(), **_QUIET, "TMPDIR": str(work)},
             start_new_session=True,
         ) as process:
             try:
@@ -195,10 +244,11 @@ def _run(converter: Converter, request: bytes, answer: IO[bytes], said: IO[bytes
                     os.killpg(process.pid, signal.SIGKILL)
             return process.returncode
     except OSError as error:
-        raise ModelFormatError(
-            f"{converter.setting} names {converter.interpreter()}, which cannot be run ({error.strerror}): name a "
-            f"Python that has {' and '.join(converter.packages)}"
-        ) from None
+        raise converter.not_run(error.strerror) from None
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
 
 
 def _head(answer: IO[bytes]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`dippm measure`: measures a list of cases on this machine's GPU, row by row, and resumes where it stopped.
 
 Stages run one after the other, each with its own time: `anchors`, `timed` (one process on the GPU at a time),
-`memory` (side by side), `caps` (the smallest cap) and `rest` (memory of what `timed` did not reach). What a stage
-does not reach is left for the next run.
+`memory` (side by side), `caps` (the smallest cap), `rest` (memory of what `timed` did not reach) and `onnxruntime`
+(ONNX files as ONNX Runtime runs them: memory and the smallest limit side by side, times alone). What a stage does not
+reach is left for the next run.
 """
 
 from __future__ import annotations
@@ -20,28 +21,34 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dippm.case import Allocator
+from dippm.case import Allocator, Runtime
 from dippm.data.rowfile import RowFile
+from dippm.errors import DippmError
 from dippm.measure.nvml import require_gpu
 from dippm.measure.schedule import Plan, Schedule, pin, remaining
 from dippm.zoo.case import ZooCase, read_cases
 
-STAGES = ("anchors", "timed", "memory", "caps", "rest")
+STAGES = ("anchors", "timed", "memory", "caps", "rest", "onnxruntime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dippm measure`."""
-    parser.add_argument("cases", type=Path, help="list of cases, as `dippm graph list` writes it")
-    parser.add_argument("--out", type=Path, required=True, help="rows are appended here (gzip members of JSON lines)")
+    parser.add_argument("cases", type=Path, nargs="?", help="list of cases, as `dippm graph list` writes it")
+    parser.add_argument("--out", type=Path, help="rows are appended here (gzip members of JSON lines)")
     parser.add_argument(
         "--stages", type=stages, default="anchors:60,timed:1800,anchors:60,memory:1800,caps:300",
-        help="stage:seconds, in order, of anchors, timed, memory, caps (default: %(default)s)",
+        help="stage:seconds, in order, of anchors, timed, memory, caps, rest, onnxruntime (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=12, help="processes side by side where no time is taken")
     parser.add_argument("--builders", type=int, default=3, help="processes of which one at a time takes times")
-    parser.add_argument("--per-process", type=int, default=8, help="cases after which a process is replaced")
+    parser.add_argument("--per-process", type=int, default=40, help="cases after which a process is replaced")
     parser.add_argument("--budget-gib", type=float, default=110.0, help="planned memory on the GPU at once")
     parser.add_argument("--limit", type=int, default=None, help="no more than so many cases a stage")
+    one = parser.add_argument_group("one model instead of a list")
+    one.add_argument("--model", type=Path, help="measure this file (.pt2, TorchScript, ONNX) beside its prediction")
+    one.add_argument("--batch", type=int, help="batch size of --model")
+    one.add_argument("--input", action="append", metavar="SHAPE", help="as for dippm predict; once for each input")
+    one.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
 
 def stages(text: str) -> list[tuple[str, float]]:
@@ -58,8 +65,14 @@ def stages(text: str) -> list[tuple[str, float]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the stages; 0 when every row could be written."""
+    """Runs the stages, or measures one model; 0 when every row could be written."""
+    if args.model is None and (args.cases is None or args.out is None):
+        raise DippmError("dippm measure wants a list of cases and --out ROWS, or one file: --model FILE --batch N")
     require_gpu()
+    if args.model is not None:
+        from dippm.measure import one_model
+
+        return one_model.run(args)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     cases, rows = read_cases(args.cases), RowFile(args.out)
     preload()
@@ -71,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"== {name} ({seconds:g} s)", file=sys.stderr, flush=True)
             chosen = remaining(of_stage(cases, name), rows.rows())[: args.limit]
             plan = stage_plan(args, name, seconds)
-            lock = Path(folder) / "gpu.lock" if name in ("anchors", "timed") else None
+            lock = Path(folder) / "gpu.lock" if name in ("anchors", "timed", "onnxruntime") else None
             extra = {"run": report["run"], "stage": index}
             Schedule(plan, server(lock, name), lambda row, extra=extra: rows.append({**row, **extra})).run(chosen)  # type: ignore[misc]
     return 0
@@ -79,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
 
 def of_stage(cases: list[ZooCase], stage: str) -> list[ZooCase]:
     """The cases that a stage measures, in the list's order."""
+    if stage == "onnxruntime":
+        return [c for c in cases if c.runtime is Runtime.ONNXRUNTIME]
+    cases = [c for c in cases if c.runtime is not Runtime.ONNXRUNTIME]
     if stage == "anchors":
         return [c for c in cases if c.anchor]
     if stage == "caps":
@@ -94,9 +110,11 @@ def of_stage(cases: list[ZooCase], stage: str) -> list[ZooCase]:
 def stage_plan(args: argparse.Namespace, stage: str, seconds: float) -> Plan:
     """Processes, GPU budget and time of a stage."""
     if stage in ("anchors", "timed"):
-        return Plan(args.builders, 40, args.budget_gib * 1024, seconds)
+        return Plan(args.builders, 40, args.budget_gib * 1024, seconds, grouped=False)
     if stage == "caps":
         return Plan(args.workers, 1, args.budget_gib * 1024, seconds, case_seconds=120.0)
+    if stage == "onnxruntime":
+        return Plan(args.workers, args.per_process, args.budget_gib * 1024, seconds, case_seconds=240.0)
     return Plan(args.workers, args.per_process, args.budget_gib * 1024, seconds)
 
 
@@ -136,9 +154,9 @@ def server(lock: Path | None, stage: str) -> Any:
 
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
-        if lock is not None:
+        if lock is not None and stage != "onnxruntime":
             pin(os.getpid() % 4)
-        if stage != "caps":
+        if stage not in ("caps", "onnxruntime"):
             set_allocator(allocator)
         bench = Bench(open_gpu(), lock)
         while line := pipe.recv():

@@ -15,10 +15,10 @@ from dippm.case import Allocator, Mode, Precision, Runtime
 from dippm.measure import counters
 from dippm.measure.counters import MIB
 from dippm.measure.nvml import Gpu
-from dippm.zoo.build import batch_statistics, example_inputs, fill, float_dtype, place
+from dippm.zoo.build import batch_statistics, example_inputs, fill, float_dtype, normalises_batches, place
 from dippm.zoo.case import ZooCase
 
-STEADY_PASSES = 2
+STEADY_PASSES = 1
 CALIBRATION_BATCH = 4
 
 
@@ -117,7 +117,7 @@ def load(case: ZooCase, module: torch.nn.Module, *, calibrate: bool = True) -> L
     module.requires_grad_(case.mode is Mode.AUTOGRAD)
     weights = counters.read().allocated - start
     inputs = example_inputs(case.network.inputs, case.batch, device, dtype)
-    if calibrate:
+    if calibrate and normalises_batches(module):
         with torch.no_grad(), batch_statistics(module):
             module(*example_inputs(case.network.inputs, CALIBRATION_BATCH, device, dtype, seed=2))
     run: Callable[..., Any] = module

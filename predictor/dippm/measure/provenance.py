@@ -42,6 +42,7 @@ def provenance(gpu: Gpu) -> dict[str, str | int | float]:
         "torch": torch.__version__,
         "timm": _version("timm"),
         "transformers": _version("transformers"),
+        "onnxruntime": _version("onnxruntime-gpu") or _version("onnxruntime"),
         "python": platform.python_version(),
         "host": host_processor(),
         "kernel": platform.release(),

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -25,7 +25,7 @@ from dippm.case import Allocator
 from dippm.zoo.case import ZooCase
 
 LOOK_AHEAD = 40
-"""A case this far ahead may go first if a process with its allocator is idle; starting one costs two seconds."""
+"""A group this far ahead may go first if a process with its allocator is idle; starting one costs two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,40 @@ class Plan:
     """No case is started after this time."""
     case_seconds: float = 45.0
     """A case that takes longer is stopped and its row says so."""
+    grouped: bool = True
+    """Whether a process keeps to one network until its cases are done, or the list's order counts."""
+
+
+class Queue:
+    """Cases in groups of one network and allocator, so that a process constructs each network once.
+
+    Groups keep the order of their first cases: what has been measured at any moment is a prefix of the networks.
+    """
+
+    def __init__(self, cases: Iterable[ZooCase], *, grouped: bool = True) -> None:
+        self._groups: dict[tuple[str, Allocator], deque[ZooCase]] = {}
+        self._waiting = 0
+        for index, case in enumerate(cases):
+            name = case.network.key if grouped else str(index)
+            self._groups.setdefault((name, case.allocator), deque()).append(case)
+            self._waiting += 1
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def claim(self, idle: Collection[Allocator], fits: Callable[[ZooCase], bool]) -> deque[ZooCase] | None:
+        """Takes the next group whose first case fits, one for an idle process's allocator before others."""
+        found = []
+        for key, group in self._groups.items():
+            if fits(group[0]):
+                found.append(key)
+                if key[1] in idle or len(found) == LOOK_AHEAD:
+                    break
+        if not found:
+            return None
+        group = self._groups.pop(next((key for key in found if key[1] in idle), found[0]))
+        self._waiting -= len(group)
+        return group
 
 
 @dataclass(slots=True)
@@ -50,6 +84,8 @@ class _Slot:
     pipe: Connection
     allocator: Allocator
     case: ZooCase | None = None
+    group: deque[ZooCase] = field(default_factory=deque)
+    """Further cases of the same network, kept for this process."""
     since: float = 0.0
     done: int = 0
 
@@ -85,17 +121,16 @@ class Schedule:
     def run(self, cases: Iterable[ZooCase]) -> int:
         """Measures until the list or the time is used up; gives the number of rows written."""
         started = time.monotonic()
-        queue, again = deque(cases), deque[ZooCase]()
+        queue, again = Queue(cases, grouped=self.plan.grouped), deque[ZooCase]()
         total, shown = len(queue), 0.0
         while True:
             elapsed = time.monotonic() - started
             closing = elapsed > self.plan.seconds
             if not closing:
-                if queue or not again:
-                    self._fill(queue, limit=self.plan.workers)
-                else:
-                    self._fill(again, limit=1)
-            if not any(s.case for s in self.slots) and (closing or not (queue or again)):
+                self._fill(queue)
+                if not any(s.case or s.group for s in self.slots) and not queue and again:
+                    self._start(self._free_slot(again[0].allocator), again.popleft())
+            if not any(s.case for s in self.slots) and (closing or not (queue or again or self._kept())):
                 break
             for slot in self._ready():
                 self._collect(slot, None if closing else again)
@@ -123,35 +158,47 @@ class Schedule:
         busy = {s.pipe: s for s in self.slots if s.case}
         return [busy[pipe] for pipe in wait(list(busy), timeout=1.0)] if busy else []  # type: ignore[index]
 
-    def _fill(self, queue: deque[ZooCase], limit: int) -> None:
-        while queue and sum(s.case is not None for s in self.slots) < limit:
-            in_use = sum(s.case.planned_mib * 1.3 + 900 for s in self.slots if s.case)
-            room = self.plan.budget_mib - in_use
-            fitting = [i for i, c in enumerate(queue) if c.planned_mib * 1.3 + 900 <= room or not in_use][:LOOK_AHEAD]
-            if not fitting:
+    def _kept(self) -> bool:
+        return any(slot.group for slot in self.slots)
+
+    def _fits(self, case: ZooCase) -> bool:
+        in_use = sum(s.case.planned_mib * 1.3 + 900 for s in self.slots if s.case)
+        return not in_use or in_use + case.planned_mib * 1.3 + 900 <= self.plan.budget_mib
+
+    def _fill(self, queue: Queue) -> None:
+        for slot in self.slots:
+            if slot.case is None and slot.group and self._fits(slot.group[0]):
+                self._start(slot, slot.group.popleft())
+        while queue and sum(bool(s.case or s.group) for s in self.slots) < self.plan.workers:
+            idle = {s.allocator for s in self.slots if s.case is None and not s.group}
+            group = queue.claim(idle, self._fits)
+            if group is None:
                 return
-            idle = {s.allocator for s in self.slots if s.case is None}
-            position = next((i for i in fitting if queue[i].allocator in idle), fitting[0])
-            case = queue[position]
-            del queue[position]
-            slot = self._free_slot(case.allocator)
-            slot.case, slot.since = case, time.monotonic()
-            slot.pipe.send(case.to_json())
+            slot = self._free_slot(group[0].allocator)
+            slot.group = group
+            self._start(slot, group.popleft())
+
+    def _start(self, slot: _Slot, case: ZooCase) -> None:
+        slot.case, slot.since = case, time.monotonic()
+        slot.pipe.send(case.to_json())
 
     def _free_slot(self, allocator: Allocator) -> _Slot:
         for slot in self.slots:
-            if slot.case is None and slot.allocator is allocator:
+            if slot.case is None and not slot.group and slot.allocator is allocator:
                 return slot
-        idle = next((s for s in self.slots if s.case is None), None)
+        idle = next((s for s in self.slots if s.case is None and not s.group), None)
         if idle is not None and len(self.slots) >= self.plan.workers:
             self._close(idle)
             self.slots.remove(idle)
+        self.slots.append(_Slot(*self._process(allocator), allocator))
+        return self.slots[-1]
+
+    def _process(self, allocator: Allocator) -> tuple[ForkProcess, Connection]:
         ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("fork").Process(target=self.serve, args=(theirs, allocator), daemon=False)
         process.start()
         theirs.close()
-        self.slots.append(_Slot(process, ours, allocator))
-        return self.slots[-1]
+        return process, ours
 
     def _collect(self, slot: _Slot, again: deque[ZooCase] | None) -> None:
         case = slot.case
@@ -165,7 +212,6 @@ class Schedule:
                 "status": "failed",
                 "reason": f"the process died (exit code {slot.process.exitcode})",
             }
-            self.slots.remove(slot)
         slot.case, slot.done = None, slot.done + 1
         crowded = any(s.case for s in self.slots)
         if crowded and again is not None and needs_repeat(row):
@@ -174,9 +220,13 @@ class Schedule:
             self.write(tag(case, row))
             self.written += 1
             self.failed += row["status"] != "ok"
-        if slot in self.slots and (slot.done >= self.plan.cases_per_process or row["status"] != "ok"):
+        if slot.done >= self.plan.cases_per_process or row["status"] != "ok":
             self._close(slot)
-            self.slots.remove(slot)
+            if slot.group and again is not None:
+                slot.process, slot.pipe = self._process(slot.allocator)
+                slot.done = 0
+            else:
+                self.slots.remove(slot)
 
     def _stop_hanging(self) -> None:
         for slot in self.slots:

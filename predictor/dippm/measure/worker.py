@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from dippm.measure import caps
+from dippm.case import Runtime
+from dippm.measure import caps, onnxruntime_case
+from dippm.measure.gpu_lock import GpuLock
 from dippm.measure.memory import AllocatorRetried, NotFinite, load, measure_memory, release
 from dippm.measure.nvml import Gpu
 from dippm.measure.operators import Record, record_kernels, record_memory
 from dippm.measure.timing import ENERGY_SECONDS, measure_times
-from dippm.zoo.build import construct
-from dippm.zoo.case import ZooCase
+from dippm.zoo.build import construct, duplicate
+from dippm.zoo.case import Network, ZooCase
 
 ANCHOR_SECONDS = 0.6
 
@@ -34,6 +36,14 @@ class Bench:
     lock: Path | None
     measured: int = 0
     """Cases measured in this process before: its context holds their kernels too."""
+    constructed: tuple[str, torch.nn.Module] | None = None
+    """The last network (its key, and the module as constructed): the next case is often of the same one."""
+
+    def module(self, network: Network) -> torch.nn.Module:
+        """The network as `construct` gives it, to be used once."""
+        if self.constructed is None or self.constructed[0] != network.key:
+            self.constructed = (network.key, construct(network))
+        return duplicate(self.constructed[1])
 
 
 @contextlib.contextmanager
@@ -76,10 +86,12 @@ def measure_case(case: ZooCase, bench: Bench) -> dict[str, Any]:
         "pid": os.getpid(),
     }
     try:
-        if case.purpose == "min_cap":
+        if case.runtime is Runtime.ONNXRUNTIME:
+            row |= onnxruntime_case.measure(case, GpuLock(bench.lock) if bench.lock else None)
+        elif case.purpose == "min_cap":
             row |= caps.smallest_cap(case)
         else:
-            module = construct(case.network)
+            module = bench.module(case.network)
             with alone(bench.lock if case.timed else None):
                 row["build_seconds"] = round(time.perf_counter() - begun, 3)
                 row |= _labels(case, module, bench)

@@ -9,6 +9,7 @@ numbers alive: normals scaled by fan-in, norm layers at one and zero, batch-norm
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -98,6 +99,15 @@ def construct(network: Network) -> nn.Module:
     return module.eval()  # type: ignore[no-any-return]
 
 
+def duplicate(module: nn.Module) -> nn.Module:
+    """The constructed module again: buffers copied, parameters allocated and not filled, shared ones still shared."""
+    empty = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter), requires_grad=parameter.requires_grad)
+        for parameter in module.parameters()
+    }
+    return copy.deepcopy(module, empty)
+
+
 def _language_model(network: Network) -> nn.Module:
     import transformers
 
@@ -173,6 +183,16 @@ def _fill_vector(owner: nn.Module, name: str, parameter: Tensor) -> None:
         parameter.fill_(1.0)
 
 
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    kind = nn.modules.batchnorm._BatchNorm
+    return [m for m in module.modules() if isinstance(m, kind) and m.running_mean is not None]
+
+
+def normalises_batches(module: nn.Module) -> bool:
+    """Whether any layer keeps running statistics of batches."""
+    return bool(_batch_norms(module))
+
+
 @contextlib.contextmanager
 def batch_statistics(module: nn.Module) -> Iterator[None]:
     """While it is open, every batch-norm layer takes the statistics of what it is given as its running ones."""
@@ -183,10 +203,7 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
         layer.running_mean.copy_(x.mean(axes))  # type: ignore[operator]
         layer.running_var.copy_(x.var(axes, unbiased=False).clamp_(min=1e-3))  # type: ignore[operator]
 
-    layers = [
-        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
-    ]
-    handles = [layer.register_forward_pre_hook(adopt) for layer in layers]
+    handles = [layer.register_forward_pre_hook(adopt) for layer in _batch_norms(module)]
     try:
         yield
     finally:

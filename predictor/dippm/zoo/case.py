@@ -63,13 +63,16 @@ class ZooCase:
     anchor: bool = False
     """One of the cases that open and close every run on a GPU."""
     purpose: str = field(default="labels")
-    """`labels`, or `min_cap`: search for the smallest allocator cap instead."""
+    """`labels`; `min_cap`: search for the smallest allocator cap instead; `onnxruntime`: labels of ONNX Runtime."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """How the runtime is set where that is not its default (`dippm.measure.onnxruntime_options` has the names)."""
 
     @property
     def id(self) -> str:
-        """Name of the case: the network's key, then batch and how it is run."""
+        """Name of the case: the network's key, then batch, how it is run, and what options are not the default."""
         run = "-".join((self.precision.value, self.mode.value, self.runtime.value, self.allocator.value))
-        return f"{self.network.key}-b{self.batch}-{run}"
+        options = "".join(f";{name}={self.options[name]}" for name in sorted(self.options))
+        return f"{self.network.key}-b{self.batch}-{run}{options}"
 
     @property
     def case(self) -> Case:
@@ -78,7 +81,10 @@ class ZooCase:
 
     def to_json(self) -> str:
         """One line of JSON; `from_json` reads it back."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        body = asdict(self)
+        if not self.options:
+            del body["options"]
+        return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> ZooCase:

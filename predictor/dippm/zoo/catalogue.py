@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dippm.zoo.breadth import breadth
 from dippm.zoo.case import InputShape, Network
 
 
@@ -50,6 +51,14 @@ def declared() -> list[Member]:
         for item in entry["networks"]
         for network in _variants(item)
     ]
+
+
+def broad() -> list[Member]:
+    """Every network of `families.yaml` and of `breadth.yaml`, each once."""
+    members = {member.network.key: member for member in declared()}
+    for network, family, super_family in breadth():
+        members.setdefault(network.key, Member(network, family, super_family))
+    return list(members.values())
 
 
 def random_members(count: int, seed: int) -> list[Member]:

@@ -1,5 +1,6 @@
 """`dippm graph`: draws the list of cases, extracts the networks' graphs, and packs measured rows with them.
 
+dippm graph plan                                             what each network roughly needs, resumable
 dippm graph list cases.jsonl --timed 900 --memory 2600       the list that dippm measure takes
 dippm graph extract cases.jsonl graphs.gz                    one graph a network, resumable
 dippm graph pack cases.jsonl rows.gz graphs.gz --out datasets/mine
@@ -13,21 +14,34 @@ import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from dippm.case import Precision
+from dippm.case import Allocator, Mode, Precision, Runtime
 from dippm.data.batches import TEMPLATE_BATCH
-from dippm.zoo.case import Network, ZooCase, read_cases, write_cases
+from dippm.zoo.case import InputShape, Network, ZooCase, read_cases, write_cases
+from dippm.zoo.declare import LARGEST_MIB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dippm graph`."""
     steps = parser.add_subparsers(dest="step", required=True)
+    planned = steps.add_parser("plan", help="find what each network will roughly need, for `list` to draw batches by")
+    planned.add_argument("plans", type=Path, nargs="?", help="lines are added here (default: the package's own file)")
+    planned.add_argument("--random", type=int, default=1600, help="random networks (default: %(default)s)")
+    planned.add_argument("--seed", type=int, default=1)
+    planned.add_argument("--processes", type=int, default=2)
     listed = steps.add_parser("list", help="draw the list of cases from a seed")
     listed.add_argument("cases", type=Path)
     listed.add_argument("--seed", type=int, default=1)
-    listed.add_argument("--random", type=int, default=160, help="random networks (default: %(default)s)")
+    listed.add_argument("--random", type=int, default=1600, help="random networks (default: %(default)s)")
     listed.add_argument("--timed", type=int, default=900, help="cases with time and energy (default: %(default)s)")
     listed.add_argument("--memory", type=int, default=2600, help="cases of memory alone (default: %(default)s)")
+    listed.add_argument("--known", type=Path, help="a data set whose cases are not measured anew")
+    listed.add_argument(
+        "--again", type=int, default=0, help="cases of --known to measure once more (default: %(default)s)"
+    )
     listed.add_argument("--caps", type=int, default=160, help="searches for the smallest cap (default: %(default)s)")
+    listed.add_argument(
+        "--onnx", type=int, default=0, help="draw this many cases of ONNX Runtime instead of the lists above"
+    )
     extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
     extracted.add_argument("cases", type=Path)
     extracted.add_argument("graphs", type=Path, help="graphs are appended here; what it holds is not made again")
@@ -36,28 +50,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     packed = steps.add_parser("pack", help="join measured rows with graphs and write Parquet")
     packed.add_argument("cases", type=Path)
-    packed.add_argument("rows", type=Path, nargs="+", help="rows as dippm measure wrote them")
-    packed.add_argument("--graphs", type=Path, nargs="+", required=True)
+    packed.add_argument("rows", type=Path, nargs="+", help="rows as dippm measure wrote them, first come first served")
+    packed.add_argument("--graphs", type=Path, nargs="+", required=True, help="graphs as extracted; later files count")
+    packed.add_argument("--more-cases", type=Path, nargs="+", default=[], help="further lists that the rows belong to")
+    packed.add_argument("--base", type=Path, help="a data set whose cases, graphs and repeats come first")
     packed.add_argument("--out", type=Path, required=True, help="folder of the data set")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one step; 0."""
-    return {"list": _list, "extract": _extract, "pack": _pack}[args.step](args)
+    return {"plan": _plan, "list": _list, "extract": _extract, "pack": _pack}[args.step](args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from dippm.zoo.catalogue import broad, random_members
+    from dippm.zoo.declare import stratified
+    from dippm.zoo.planning import plan_all
+
+    members = stratified(broad() + random_members(args.random, args.seed), lambda m: m.super_family, args.seed)
+    with as_file(files("dippm.zoo").joinpath("planning.jsonl")) as path:
+        made = plan_all([m.network for m in members], args.plans or path, args.processes)
+    print(f"{made} networks planned", file=sys.stderr)
+    return 0
 
 
 def _list(args: argparse.Namespace) -> int:
-    from dippm.zoo.catalogue import declared, random_members
-    from dippm.zoo.declare import anchors, declare
+    from dippm.zoo.catalogue import broad, random_members
+    from dippm.zoo.declare import anchors, declare, stratified
+    from dippm.zoo.onnx_cases import declare_onnx
     from dippm.zoo.planning import read_plans
 
     with as_file(files("dippm.zoo").joinpath("planning.jsonl")) as path:
         plans = read_plans(path)
-    members = declared() + random_members(args.random, args.seed)
-    cases = declare(members, plans, seed=args.seed, timed=args.timed, memory=args.memory, caps=args.caps)
-    write_cases(args.cases, anchors(cases) + cases)
-    print(f"{args.cases}: {len(cases)} cases of {len({c.network.key for c in cases})} networks", file=sys.stderr)
+    members = broad() + random_members(args.random, args.seed)
+    if args.onnx:
+        listed = declare_onnx(members, plans, seed=args.seed, count=args.onnx)
+        write_cases(args.cases, listed)
+        print(f"{args.cases}: {len(listed)} cases of {len({c.network.key for c in listed})} networks", file=sys.stderr)
+        return 0
+    known = _known(args.known) if args.known else {}
+    cases = declare(members, plans, seed=args.seed, timed=args.timed, memory=args.memory, caps=args.caps, known=known)
+    again = stratified(known.values(), lambda case: (case.super_family, case.precision), args.seed)[: args.again]
+    write_cases(args.cases, anchors(cases) + again + cases)
+    networks = len({case.network.key for case in (*cases, *again)})
+    print(f"{args.cases}: {len(cases)} cases of {networks} networks, {len(again)} of them again", file=sys.stderr)
     return 0
+
+
+def _known(root: Path) -> dict[str, ZooCase]:
+    """The cases of a data set by id, as a list would hold them (their footprint is known, not planned)."""
+    import pyarrow.parquet as parquet
+
+    found = {}
+    for row in parquet.read_table(root / "cases.parquet").to_pylist():
+        inputs = tuple(InputShape(tuple(i["shape"]), i["dtype"], i["high"]) for i in json.loads(row["inputs"]))
+        network = Network(row["architecture"], row["source"], row["model"], json.loads(row["kwargs"]), inputs)
+        found[row["id"]] = ZooCase(
+            network, row["batch"], Precision(row["precision"]), Mode(row["mode"]), Runtime(row["runtime"]),
+            Allocator(row["allocator"]), row["family"], row["super_family"],
+            timed=False, planned_mib=row["footprint_mib"] or LARGEST_MIB,
+        )  # fmt: skip
+    return found
 
 
 def _extract(args: argparse.Namespace) -> int:
@@ -80,15 +133,16 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _pack(args: argparse.Namespace) -> int:
     from dippm.data.card import write_card
+    from dippm.data.load import DataSet
     from dippm.data.pack import Graphs, pack, write
     from dippm.data.rowfile import RowFile
     from dippm.zoo.extract import read_graphs
 
-    rows = [row for path in args.rows for row in RowFile(path).rows()]
-    runs = {row["provenance"]["run"]: row["provenance"] for row in rows if "provenance" in row}
-    cases = {case.id: _line(case) for case in read_cases(args.cases) if case.purpose == "labels" and not case.anchor}
-    known = [row for row in rows if row.get("anchor") or row.get("case") in cases]
-    packed = pack(known, cases, runs, Graphs(read_graphs(args.graphs)))
+    listed = [case for path in (args.cases, *args.more_cases) for case in read_cases(path)]
+    cases = {case.id: _line(case) for case in listed if case.purpose == "labels" and not case.anchor}
+    base = DataSet(args.base) if args.base else None
+    rows = (row for path in args.rows for row in RowFile(path).stream())
+    packed = pack(rows, cases, Graphs(read_graphs(args.graphs), base), base)
     for name, size in write(packed, args.out).items():
         print(f"{args.out / name}: {size} bytes", file=sys.stderr)
     write_card(args.out)

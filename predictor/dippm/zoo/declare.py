@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TypeVar
@@ -26,9 +26,16 @@ BATCHES = (1, 1, 2, 3, 4, 6, 8, 8, 12, 16, 16, 20, 24, 32, 32, 48, 64, 64, 96, 1
 PRECISIONS = (Precision.FP32,) * 7 + (Precision.FP16,) * 6 + (Precision.BF16,) * 5 + (Precision.TF32,) * 2
 TFLOPS = {Precision.FP32: 45.0, Precision.TF32: 120.0, Precision.FP16: 250.0, Precision.BF16: 250.0}
 """Rates assumed when the list is drawn (10^12 operations a second), far under the card's peak on purpose."""
-RANDOM_SHARE = 0.5
-"""Random networks are drawn half as often as named ones."""
-LONGEST_MS = 700.0
+RANDOM_SHARE = 0.7
+"""Random networks are drawn a little less often than named ones."""
+LONGEST_EXPORT = 900
+"""Networks with more operators than this are not exported on the measuring machine (seconds each)."""
+MOST_OPERATORS = 2500
+"""Networks with more are left out: one such case costs as much as ten others."""
+BOUNDARIES_MIB = (4864, 9856, 16384, 19968, 33280, 40192)
+"""Usable memory of profiles of A100 and H200 up to which the smallest cap is searched."""
+NEAR = 0.2
+LONGEST_MS = 220.0
 LONGEST_TIMED_MS = 300.0
 LARGEST_MIB = 62_000.0
 
@@ -90,11 +97,11 @@ def _draw(member: Member, plan: Plan, random: Random, *, timed: bool) -> ZooCase
     mode, runtime, allocator = Mode.INFERENCE, Runtime.EAGER, Allocator.DEFAULT
     if not timed:
         kind = random.random()
-        if kind < 0.30:
+        if kind < 0.14 and plan.operators <= LONGEST_EXPORT:
             runtime = Runtime.GRAPH
-        elif kind < 0.42:
+        elif 0.14 <= kind < 0.24:
             mode = Mode.AUTOGRAD
-        elif kind < 0.46:
+        elif 0.24 <= kind < 0.27:
             mode = Mode.NO_GRAD
         if random.random() < 0.2:
             allocator = Allocator.EXPANDABLE
@@ -113,20 +120,30 @@ def _stratum(case: ZooCase) -> Hashable:
 
 
 def declare(
-    members: Sequence[Member], plans: dict[str, Plan], *, seed: int, timed: int, memory: int, caps: int = 0
+    members: Sequence[Member],
+    plans: dict[str, Plan],
+    *,
+    seed: int,
+    timed: int,
+    memory: int,
+    caps: int = 0,
+    known: Collection[str] = (),
 ) -> list[ZooCase]:
     """About `timed` cases with time, `memory` with memory alone, `caps` searches for the smallest cap; no case twice.
 
-    Networks without a plan are left out. The same arguments give the same list on every machine.
+    Networks without a plan are left out, and cases whose id is `known`. The same arguments give the same list on every
+    machine.
     """
     random = Random(f"cases {seed}")
-    usable = [m for m in members if m.network.key in plans]
-    seen: set[str] = set()
+    usable = [m for m in members if m.network.key in plans and plans[m.network.key].operators <= MOST_OPERATORS]
+    seen: set[str] = set(known)
     lists: list[list[ZooCase]] = []
     for count, is_timed in ((timed, True), (memory, False)):
         drawn: list[ZooCase] = []
         rounds: list[Member] = []
         for _ in range(count * 4):
+            if len(drawn) == count:
+                break
             if not rounds:
                 rounds = [
                     m
@@ -138,23 +155,31 @@ def declare(
             if case is not None and case.id not in seen:
                 seen.add(case.id)
                 drawn.append(case)
-            if len(drawn) == count:
-                break
         shuffled = stratified(drawn, _stratum, seed)
         lists.append(networks_first(shuffled) if is_timed else shuffled)
-    searched = stratified(
-        [
-            replace(case, timed=False, purpose="min_cap")
-            for case in (*lists[0], *lists[1])
-            if case.mode is Mode.INFERENCE
-            and case.runtime is Runtime.EAGER
-            and case.planned_ms < 120
-            and case.planned_mib < 9_000
-        ],
-        _stratum,
-        seed + 1,
-    )[:caps]
-    return [*lists[0], *lists[1], *searched]
+    return [*lists[0], *lists[1], *_searches([*lists[0], *lists[1]], caps, seed)]
+
+
+def near_boundary(mib: float) -> bool:
+    """Whether a footprint lies within 20 % of what some profile offers."""
+    return any(abs(mib - boundary) <= NEAR * boundary for boundary in BOUNDARIES_MIB)
+
+
+def _searches(cases: Iterable[ZooCase], count: int, seed: int) -> list[ZooCase]:
+    """Searches for the smallest cap, every other one near a profile's boundary."""
+    able = [
+        replace(case, timed=False, purpose="min_cap")
+        for case in cases
+        if case.mode is Mode.INFERENCE
+        and case.runtime is Runtime.EAGER
+        and case.planned_ms < 150
+        and case.planned_mib < BOUNDARIES_MIB[-1] * (1 + NEAR)
+    ]
+    sides = [
+        stratified([case for case in able if near_boundary(case.planned_mib) is near], _stratum, seed + 1)
+        for near in (True, False)
+    ]
+    return [case for pair in zip(*sides, strict=False) for case in pair][:count]
 
 
 def anchors(cases: Sequence[ZooCase], count: int = 20) -> list[ZooCase]:

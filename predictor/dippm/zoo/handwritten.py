@@ -7,6 +7,10 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from dippm.zoo.decoder import CachedDecoder
+from dippm.zoo.diffusion import DiffusionUNet
+from dippm.zoo.perception import AtrousSegmenter, DetectionTransformer, SpeechEncoder
+
 
 def _double(width_in: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(
@@ -218,4 +222,9 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "token_encoder": TokenEncoder,
     "video": VideoNet,
     "perceptron": Perceptron,
+    "cached_decoder": CachedDecoder,
+    "diffusion_unet": DiffusionUNet,
+    "detection_transformer": DetectionTransformer,
+    "atrous_segmenter": AtrousSegmenter,
+    "speech_encoder": SpeechEncoder,
 }

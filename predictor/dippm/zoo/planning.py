@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import warnings
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def plan(network: Network, batch: int = 4) -> Plan:
     """Runs the network once on the meta device at a small batch and divides by it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = place(construct(network), torch.device("meta"), torch.float32)
+        module = place(construct(network), torch.device("meta"), torch.float32).requires_grad_(False)
         inputs = example_inputs(network.inputs, batch, torch.device("meta"), torch.float32)
         tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
         weights = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -94,6 +95,27 @@ def plan(network: Network, batch: int = 4) -> Plan:
         written_mib=round(live.written / MIB / batch, 4),
         operators=live.operators,
     )
+
+
+def plan_line(network: Network) -> str:
+    """The network's plan as a line of JSON, or why it has none."""
+    torch.set_num_threads(1)
+    try:
+        body: dict[str, Any] = asdict(plan(network))
+    except Exception as error:  # any constructor may fail; the line says how
+        body = {"error": f"{network.architecture}: {type(error).__name__}: {error}"[:200]}
+    return json.dumps({"key": network.key, **body}, sort_keys=True, separators=(",", ":"))
+
+
+def plan_all(networks: Iterable[Network], path: Path, processes: int = 1) -> int:
+    """Plans the networks that `path` does not name yet, and adds their lines to it; gives their number."""
+    known = {json.loads(line)["key"] for line in path.read_text().splitlines()} if path.exists() else set()
+    wanted = {network.key: network for network in networks if network.key not in known}
+    with path.open("a") as out, multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=200) as pool:
+        for line in pool.imap_unordered(plan_line, wanted.values()):
+            out.write(line + "\n")
+            out.flush()
+    return len(wanted)
 
 
 def read_plans(path: Path) -> dict[str, Plan]:

@@ -1,0 +1,116 @@
+"""`dippm measure --model` where no GPU is needed: what it refuses, how a file is run, what it prints."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dippm.artifact import open_artifact
+from dippm.case import Case
+from dippm.cli.entry import main
+from dippm.errors import ModelFormatError, UnsafeModel
+from dippm.frontend import load_graph, parse_input
+from dippm.measure import one_model
+from dippm.measure.one_model import Measured, example, loaded_by_torch, measure_file, to_dict, to_text
+from dippm.measure.runtimes import torchscript_forward
+from dippm.predictor import predict_graph
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit:DeprecationWarning")
+CPU = torch.device("cpu")
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(torch.relu(self.conv(x)).mean((2, 3)), self.head.weight, self.head.bias)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same network as a `.pt2` and as TorchScript, at batch 4."""
+    folder, model, x = tmp_path_factory.mktemp("models"), Small().eval(), torch.randn(4, 3, 16, 16)
+    torch.export.save(torch.export.export(model, (x,)), folder / "small.pt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(model, x), folder / "small.pt")  # type: ignore[no-untyped-call]
+    torch.save(model.state_dict(), folder / "weights.pth")
+    return {"pt2": folder / "small.pt2", "torchscript": folder / "small.pt", "pickle": folder / "weights.pth"}
+
+
+@pytest.mark.parametrize("kind", ["pt2", "torchscript"])
+def test_a_file_is_run_at_the_inputs_of_its_graph(kind: str, files: dict[str, Path]) -> None:
+    artifact = open_artifact(files[kind])
+    graph = load_graph(artifact, batch=4, inputs=None if kind == "pt2" else (parse_input("3,16,16"),))
+    inputs = example(graph, CPU)
+    assert [tuple(x.shape) for x in inputs] == [(4, 3, 16, 16)]
+    assert loaded_by_torch(artifact, CPU)(*inputs).shape == (4, 4)
+
+
+def test_a_pickle_is_refused_before_a_gpu_is_asked_for_anything(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UnsafeModel, match=r"export it with .*torch\.export"):
+        measure_file(path, batch=4)
+
+
+def test_a_state_dict_is_refused(files: dict[str, Path]) -> None:
+    with pytest.raises(UnsafeModel):
+        measure_file(files["pickle"], batch=4)
+
+
+def test_an_onnx_file_wants_its_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = replace(open_artifact(Path("examples/models/resnet50.onnx").resolve()), uri="resnet50.onnx")
+    monkeypatch.setattr(one_model, "find_spec", lambda name: None)
+    with pytest.raises(one_model.MissingRuntime, match=r"is an ONNX model.* pip install onnxruntime-gpu"):
+        one_model.check_runtime(artifact)
+    with pytest.raises(ModelFormatError, match="which is not run here: export it to ONNX"):
+        one_model.check_runtime(replace(artifact, format="huggingface"))
+
+
+def test_without_a_gpu_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert main(["measure", "--model", "examples/models/resnet50.onnx", "--batch", "2"]) == 2
+    assert re.search(r"dippm: (no NVIDIA GPU answers here|.* nvidia-ml-py: pip install)", capsys.readouterr().err)
+
+
+def test_a_list_or_a_model_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure"]) == 2
+    assert "wants a list of cases and --out ROWS, or one file: --model FILE" in capsys.readouterr().err
+
+
+def test_measured_and_predicted_stand_side_by_side(files: dict[str, Path]) -> None:
+    graph = load_graph(open_artifact(files["pt2"]), batch=4)
+    prediction = predict_graph(graph, Case(4, device="H200"))
+    labels = {"memory_mib": 2 * prediction.memory_mib, "latency_ms": prediction.latency_ms}
+    found = Measured(labels, prediction, "H200", "graph", ("a note",))
+    lines = to_text(found).splitlines()
+    assert next(line for line in lines if line.startswith("memory_mib")).split()[-2:] == ["-50.0", "%"]
+    assert next(line for line in lines if line.startswith("latency_ms")).split()[-2:] == ["+0.0", "%"]
+    body = json.loads(json.dumps(to_dict(found)))
+    assert body["predicted"]["memory_mib"] == prediction.memory_mib
+    assert body["measured"] == labels
+    assert to_dict(replace(found, prediction=None))["predicted"] is None
+
+
+def test_torchscript_is_what_was_traced_and_the_module_lets_go() -> None:
+    model, x = Small().eval(), torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+    forward = torchscript_forward(model, (x,))
+    with torch.inference_mode():
+        for _ in range(3):
+            torch.testing.assert_close(forward(x), expected)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert isinstance(forward, torch.jit.ScriptModule)
