@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dippm_operator.fetch import HUB, LINK_LOCAL, LOOPBACK, FetchLimits
+from dippm_operator.controller.claims import ClaimSettings
+from dippm_operator.fetch import HUB, LINK_LOCAL, LOOPBACK, PRIVATE, FetchLimits
 from dippm_operator.sizing.inventory import declare
 
 GIB = 1024**3
@@ -36,6 +37,7 @@ class Settings:
     cache_bytes: int
     """What all of it may take on disk."""
     fetch: FetchLimits
+    claims: ClaimSettings
     prediction_seconds: float
     """Longest wait for one prediction."""
     workers: int
@@ -88,6 +90,9 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         help="largest artifact; never more than --cache-bytes (%(default)s)",
     )
     add("--file-root", type=Path, action="append", default=[], help="folder that file: URIs may name (default: none)")
+    add("--claim-image", default="", help="image that reads pvc: URIs, the operator's own (default: they are refused)")
+    add("--claim-seconds", type=float, default=120.0, help="longest wait for it (%(default)s)")
+    add("--block-private-addresses", action="store_true", help="fetch from public addresses only")
     add("--hub", default=os.environ.get("HF_ENDPOINT") or HUB, help="where hf:// URIs lead (%(default)s)")
     add("--allow-loopback", action="store_true", help="fetch from this host's own addresses too: for trying out")
     add("--prediction-seconds", type=float, default=600.0, help="longest wait for one prediction (%(default)s)")
@@ -112,10 +117,15 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         cache_bytes=given.cache_bytes,
         fetch=FetchLimits(
             max_bytes=min(given.max_artifact_bytes, given.cache_bytes - _graph_bytes(given.cache_bytes)),
-            blocked_networks=LINK_LOCAL if given.allow_loopback else (*LINK_LOCAL, *LOOPBACK),
+            blocked_networks=(
+                *LINK_LOCAL,
+                *(() if given.allow_loopback else LOOPBACK),
+                *(PRIVATE if given.block_private_addresses else ()),
+            ),
             file_roots=tuple(given.file_root),
             hub=given.hub.rstrip("/"),
         ),
+        claims=ClaimSettings(given.claim_image, given.claim_seconds),
         prediction_seconds=given.prediction_seconds,
         workers=given.workers,
         health_port=given.health_port,

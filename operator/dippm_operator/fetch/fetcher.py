@@ -64,6 +64,11 @@ class Fetcher:
             return
         if why := not_fetched(scheme):
             raise ArtifactUnreachable(f"{shown(uri)}: {why}.")
+        if scheme == "pvc":
+            raise ArtifactUnreachable(
+                f"{shown(uri)} is a claim, which only pods of its cluster can read: let the operator there size the "
+                "job (operator.claims.enabled of the chart), or give a copy of the model by file: or https:."
+            )
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
             store = await self._store(uri, scheme, credentials)

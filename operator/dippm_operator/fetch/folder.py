@@ -15,24 +15,10 @@ from dippm_operator.fetch.source import Source
 
 MODEL_SUFFIXES = (".onnx", ".pt2", ".pt", ".ts", ".tflite", ".keras")
 """Files that may be a model with its operators."""
-_FILE_SUFFIXES = frozenset(
-    (
-        *MODEL_SUFFIXES,
-        ".pdmodel",
-        ".pdiparams",
-        ".pth",
-        ".bin",
-        ".safetensors",
-        ".gguf",
-        ".pb",
-        ".h5",
-        ".json",
-        ".zip",
-        ".tar",
-        ".gz",
-        ".tgz",
-    )
-)
+_FILE_SUFFIXES = frozenset((
+    *MODEL_SUFFIXES, ".pdmodel", ".pdiparams", ".pth", ".bin", ".safetensors", ".gguf", ".pb", ".h5", ".json",
+    ".zip", ".tar", ".gz", ".tgz",
+))  # fmt: skip
 """What a path ends with that means a file; any other may be a folder, and the store is asked."""
 MAX_FILES = 20_000
 """Most files of a folder that are looked through."""
