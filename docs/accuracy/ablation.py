@@ -16,14 +16,14 @@ from dippm.network.model import OPERATOR_COLUMNS
 from dippm.network.workspace import CLASSES
 from dippm.train.corpus import Corpus
 from dippm.train.networks import load_network
-from dippm.train.split import RANDOM, folds, split_keys
+from dippm.train.split import RANDOM, folds
 from dippm.train.trainer import predict_operators
 
 
 def main(corpus_path: str, *networks: str) -> None:
     """Prints a line for each network."""
     corpus = Corpus.load(Path(corpus_path))
-    fold_of = folds(split_keys(corpus.groups.tolist(), corpus.architectures.tolist()))
+    fold_of = folds(corpus.groups.tolist(), corpus.architectures.tolist())
     first = OPERATOR_COLUMNS.index(f"workspace:{CLASSES[0]}")
     for path in map(Path, networks):
         model, scales = load_network(path)

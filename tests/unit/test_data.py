@@ -17,8 +17,8 @@ from dippm.data.call_store import CallWriter, describe, replayed
 from dippm.data.card import BEGIN, END, render
 from dippm.data.graph_store import GraphReader, GraphWriter
 from dippm.data.join import align, align_decomposed, kind_of_call, matched_share, tokens_of_calls, tokens_of_graph
-from dippm.data.load import node_labels
 from dippm.data.pack import Graphs, pack, write
+from dippm.data.reader import node_labels
 from dippm.data.rows import MeasuredCall, OperatorRows
 from dippm.data.symbols import Shapes, concrete, symbolic
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind

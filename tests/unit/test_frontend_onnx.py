@@ -141,6 +141,19 @@ def test_shape_arithmetic_is_computed(tmp_path: Path) -> None:
     assert graph.values[reshape.outputs[0]].alias_of == graph.inputs[0]
 
 
+def test_a_class_token_whose_expansion_was_folded_is_expanded_to_the_batch_asked_for(tmp_path: Path) -> None:
+    """What the dynamo exporter writes of a vision transformer at a batch of 1."""
+    nodes = [
+        helper.make_node("Concat", ["token", "x"], ["joined"], axis=1),
+        helper.make_node("MatMul", ["joined", "w"], ["y"]),
+    ]
+    weights = {"token": np.zeros((1, 1, 8), np.float32), "w": np.zeros((8, 8), np.float32)}
+    graph = load(tmp_path, model_of(nodes, {"x": (TensorProto.FLOAT, [1, 3, 8])}, ["y"], weights), batch=4)
+    assert graph.values[graph.outputs[0]].spec.shape == (4, 4, 8)
+    same = load(tmp_path, model_of(nodes, {"x": (TensorProto.FLOAT, [1, 3, 8])}, ["y"], weights), batch=1)
+    assert same.values[same.outputs[0]].spec.shape == (1, 4, 8)
+
+
 def test_a_fixed_batch_is_replaced_where_the_graph_allows_it(tmp_path: Path) -> None:
     weights = {"t": np.array([1, -1], np.int64)}
     model = model_of([helper.make_node("Reshape", ["x", "t"], ["y"])], {"x": (1, [1, 3, 4])}, ["y"], weights)

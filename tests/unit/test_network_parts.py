@@ -174,16 +174,16 @@ def test_a_score_is_what_brings_the_estimate_up_to_the_measurement() -> None:
 
 @given(st.lists(st.sampled_from([f"family{i}" for i in range(12)]), min_size=12, max_size=200))
 def test_no_family_stands_on_both_sides(groups: list[str]) -> None:
-    fold_of = folds(groups)
+    fold_of = folds(groups, groups)
     for family in set(groups):
         assert len({int(f) for g, f in zip(groups, fold_of, strict=True) if g == family}) == 1
 
 
 def test_folds_are_balanced_and_repeat() -> None:
     groups = [f"family{i % 20}" for i in range(400)]
-    fold_of = folds(groups)
+    fold_of = folds(groups, groups)
     assert np.bincount(fold_of).tolist() == [80] * 5
-    assert fold_of.tolist() == folds(groups).tolist()
+    assert fold_of.tolist() == folds(groups, groups).tolist()
 
 
 def test_errors_leave_out_what_was_not_measured() -> None:

@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dippm.case import Allocator, Mode, Precision, Runtime
-from dippm.data.batches import at_batch
+from dippm.data.batches import at_batch, collides
 from dippm.zoo.build import batch_statistics, build, construct, duplicate, example_inputs, fill, place
 from dippm.zoo.case import InputShape, Network, ZooCase, read_cases, write_cases
 from dippm.zoo.catalogue import broad, declared, random_members
 from dippm.zoo.declare import anchors, declare, near_boundary, networks_first, stratified
-from dippm.zoo.extract import extract
+from dippm.zoo.extract import append_graph, extract, extract_all, extract_template, read_graphs
 from dippm.zoo.planning import Plan, plan, read_plans
 
 PAPER = {
@@ -231,3 +231,19 @@ def test_weights_that_are_shared_stay_shared_on_any_device(dtype: torch.dtype) -
         module = place(Tied(), torch.device(device), dtype)
         storages = [layer.weight.untyped_storage()._cdata for layer in (module.embed, module.out)]
         assert storages[0] == storages[1], device
+
+
+def test_a_size_that_is_a_multiple_of_the_templates_batch_moves_it_to_the_next(tmp_path: Path) -> None:
+    # 793 = 13 x 61 pairwise products of embeddings
+    network = next(m.network for m in declared() if m.network.architecture == "recommender_64")
+    template = extract_template(network)
+    assert collides(extract(network))
+    assert template.batch == 67
+    direct = extract(network, 3)
+    assert [v.spec for v in at_batch(template, 3).values] == [v.spec for v in direct.values]
+
+    stored = tmp_path / "graphs.gz"
+    append_graph(stored, (network.key, 61, "float32"), extract(network))
+    assert extract_all([(network, 61, Precision.FP32)], stored) == 1
+    assert extract_all([(network, 61, Precision.FP32)], stored) == 0
+    assert [name[1] for name, _ in read_graphs([stored])] == [61, 67]

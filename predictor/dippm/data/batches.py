@@ -1,7 +1,8 @@
 """One stored graph serves every batch size: the network is exported at a prime batch and its shapes are rescaled.
 
-A dimension is proportional to the batch exactly when it is divisible by that prime (61: no width, side, vocabulary or
-sequence length of the zoo is a multiple of it). Every measured case checks this again, since its operator rows hold
+A dimension is taken to be proportional to the batch exactly when it is divisible by that prime. Few sizes of a network
+are multiples of 61 (a recommender's 793 interactions are 13 x 61); `collides` finds the graphs in which one may be, and
+`dippm.zoo.extract` stores these at the next prime. Every measured case checks this again, since its operator rows hold
 the shapes that really came out (`dippm.data.join`).
 """
 
@@ -15,6 +16,17 @@ TEMPLATE_BATCHES = (61, 67, 71, 73)
 """Primes; a network whose own sizes are multiples of the first is stored at the next that is free of this."""
 TEMPLATE_BATCH = TEMPLATE_BATCHES[0]
 _SHAPE_ATTRIBUTES = frozenset({"shape", "size", "repeats", "sizes", "output_size", "split_size", "split_sizes", "end"})
+
+
+def collides(template: ModelGraph) -> bool:
+    """Whether a size may be a multiple of the template's batch by chance: in a weight, or beside the batch itself."""
+    prime = template.batch
+    return any(
+        any(d and d % prime == 0 for d in value.spec.shape)
+        if value.kind is ValueKind.PARAMETER
+        else value.spec.numel and value.spec.numel % prime**2 == 0
+        for value in template.values
+    )
 
 
 def at_batch(template: ModelGraph, batch: int) -> ModelGraph:

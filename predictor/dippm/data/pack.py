@@ -22,7 +22,7 @@ from dippm.data.call_store import CallWriter
 from dippm.data.columns import Case, Row, network_key
 from dippm.data.graph_store import GraphName, GraphWriter
 from dippm.data.join import align, align_decomposed, matched_share, tokens_of_calls, tokens_of_graph
-from dippm.data.load import DataSet, graph_names
+from dippm.data.reader import DataSet, graph_names
 from dippm.data.rows import MeasuredCall, OperatorRows
 from dippm.data.symbols import Shapes
 from dippm.data.tables import write_table
@@ -86,8 +86,10 @@ class Graphs:
         for name, graph in extracted:
             if isinstance(graph, str):
                 self.errors[name[0]] = graph
-            else:
-                self._bodies[name] = zlib.compress(json.dumps(graph.to_dict(), separators=(",", ":")).encode(), 1)
+                continue
+            for batch in TEMPLATE_BATCHES if name[1] in TEMPLATE_BATCHES else ():
+                self._bodies.pop((name[0], batch, name[2]), None)
+            self._bodies[name] = zlib.compress(json.dumps(graph.to_dict(), separators=(",", ":")).encode(), 1)
         anew = {(key, dtype) for key, batch, dtype in self._bodies if batch in TEMPLATE_BATCHES}
         self.of_base = {
             (key, batch, dtype)

@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from dippm.case import Allocator, Case, Mode, Precision, Runtime
 
+LEAST_MATCHED = 0.8
+"""Cases of which fewer operator rows were matched with the graph are another network than the graph says."""
+
 TensorRow = tuple[tuple[int, ...], str, str]
 """Shape, dtype, layout of a tensor (`` contiguous, `cl` channels last, `nc` otherwise strided)."""
 

@@ -15,11 +15,11 @@ from dippm.train.examples import read_cases
 
 
 def rows_of_bundle(
-    data: Path, weights: Path | None, out: Path | None, show: Callable[[int, int], None]
+    data: Path, weights: Path | None, out: Path | None, show: Callable[[int, int], None], *, release: bool = False
 ) -> list[HeldBackRow]:
-    """Rows of every case in a data set as a bundle predicts it; they all count as one fold."""
+    """Rows of every case in a data set as a bundle predicts it; with `release`, of the locked super-families alone."""
     bundle = read_bundle(weights) if weights is not None else load_bundle()
-    cases = read_cases(data)
+    cases = read_cases(data, release=release)
     composed, predicted, known = [], [], []
     for index, case in enumerate(cases):
         graph, asked = case.example.graph, case.example.case

@@ -4,7 +4,8 @@
 2. Take the class that `architectures` names, if it is transformers' own and made for that config.
 3. Build it on the meta device, in FP32 like every graph; no weights are read or allocated.
 4. Make its inputs: what the user said, else what the config says.
-5. Export it as a `.pt2` would be; its modules give scopes and lifetimes, so it is priced as eager Python.
+5. Export it as a `.pt2` would be, a stack of equal layers once (`repeated_layers`); its modules give scopes and
+   lifetimes, so it is priced as eager Python.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import torch
 
 from dippm import hf_files
 from dippm.errors import InputShapeError, ModelFormatError
-from dippm.frontend.exported_program import graph_of_module
 from dippm.frontend.hf_config import believed, check_positions, image_shape
 from dippm.frontend.inputs import MAX_NUMEL, InputSpec, asked_by_name
+from dippm.frontend.repeated_layers import graph_of_layers
 from dippm.graph import DTYPE_BYTES, FLOAT_DTYPES, ModelGraph
 
 EXTRA = "pip install 'dippm[huggingface]'"
@@ -45,7 +46,7 @@ def graph_of_folder(folder: Path, *, batch: int, inputs: tuple[InputSpec, ...] |
             config.use_cache = False
         module = _on_meta(architecture, config, shown)
         examples = _examples(config, architecture, batch, inputs, shown)
-        graph = graph_of_module(module, examples, batch=batch)
+        graph = graph_of_layers(module, examples, batch=batch)
     notes = []
     if not body.get("architectures"):
         notes.append(f"config.json names no architecture: {architecture.__name__} was priced")

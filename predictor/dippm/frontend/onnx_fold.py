@@ -157,18 +157,38 @@ class _Folder:
         return True
 
     def _rebatched(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """A Reshape or Expand that spells out the file's batch is given the batch asked for."""
-        if self._file_batch is None or node.op_type not in ("Reshape", "Expand") or len(node.input) < 2:
+        """A node that spells out the file's batch, in its target shape or in a weight, is given the batch asked for."""
+        if self._file_batch is None or len(node.input) < 2:
             return node
+        if node.op_type in ("Reshape", "Expand"):
+            self._reshape_rebatched(node, self._file_batch)
+        elif node.op_type == "Concat" and self._file_batch == 1:
+            self._concat_rebatched(node)
+        return node
+
+    def _reshape_rebatched(self, node: onnx.NodeProto, file_batch: int) -> None:
         target = self._static.constants.get(node.input[1])
         source = spec_of(self._types[node.input[0]]).shape
         leading = (self._batch,) if node.op_type == "Reshape" else (1, self._batch)
-        if target is None or not len(target) or target[0] != self._file_batch or not source or source[0] not in leading:
-            return node
-        name = f"{node.input[1]}@{self._batch}"
-        self._constant(name, np.array([self._batch, *target[1:]], dtype=np.int64))
-        node.input[1] = name
-        return node
+        if target is not None and len(target) and target[0] == file_batch and source and source[0] in leading:
+            name = f"{node.input[1]}@{self._batch}"
+            self._constant(name, np.array([self._batch, *target[1:]], dtype=np.int64))
+            node.input[1] = name
+
+    def _concat_rebatched(self, node: onnx.NodeProto) -> None:
+        """A weight of one row beside batches (a class token, whose expansion the exporter folded) is expanded again."""
+        shapes = {name: spec_of(self._types[name]).shape for name in node.input}
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        ranks = {len(shape) for shape in shapes.values()}
+        if len(ranks) != 1 or axis % max(*ranks, 1) == 0 or not any(s[0] == self._batch for s in shapes.values()):
+            return
+        for position, name in enumerate(node.input):
+            if shapes[name][0] == 1 and (name in self._static.weights or name in self._static.constants):
+                rows, expanded = f"{name}@rows", f"{name}@{self._batch}"
+                if expanded not in self._types:
+                    self._constant(rows, np.array([self._batch, *[1] * (len(shapes[name]) - 1)], dtype=np.int64))
+                    self._node(onnx.helper.make_node("Expand", [name, rows], [expanded], name=f"{node.name}_expand"))
+                node.input[position] = expanded
 
     def _infer(self, node: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
         schema = onnx.defs.get_schema(node.op_type, self._file.opset)

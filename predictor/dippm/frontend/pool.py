@@ -3,6 +3,8 @@
 The preloaded parent gets two sockets for each file and hands them on: the child reads the request and writes its answer
 on the first, the parent writes the child's exit status on the second. It reads neither the request nor the file, so a
 hostile file meets a child that no other file has touched. Who hangs up on the second socket has the child killed.
+
+It starts with PyTorch and TVM, and takes transformers in too when it first has nothing to do.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from dippm.errors import ParseLimitExceeded
@@ -27,6 +30,9 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TV
 """A process with threads is not safe to fork; and one file is one thread's work."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _STATUS = struct.Struct("i")
+_IDLE_MILLISECONDS = 300
+_NOT_FOR_PARSING = ("sklearn", "scipy", "pandas", "PIL", "torchvision", "torchaudio", "librosa", "numba", "datasets")
+"""What transformers imports beside the architectures wherever it is installed: seconds, threads and 150 MB."""
 _LAST_SECONDS = 5.0
 """What the preloaded process has to be gone once it is killed."""
 
@@ -141,8 +147,11 @@ class _Children:
         self._control = control
         self._waiting: dict[int, socket.socket] = {}
 
-    def serve(self) -> None:
-        """Fork for each pair of sockets, report what ended, kill whom nobody waits for; until the asker hangs up."""
+    def serve(self, when_idle: Callable[[], None]) -> None:
+        """Fork for each pair of sockets, report what ended, kill whom nobody waits for; until the asker hangs up.
+
+        `when_idle` is called once, at the first moment without work.
+        """
         woken, wake = os.pipe()
         for end in (woken, wake):
             os.set_blocking(end, False)
@@ -151,8 +160,12 @@ class _Children:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(woken, select.POLLIN)
+        idle: int | None = _IDLE_MILLISECONDS
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll()}
+            ready = {descriptor for descriptor, _ in poll.poll(idle)}
+            if not ready and not self._waiting and idle is not None:
+                when_idle()
+                idle = None
             if woken in ready:
                 os.read(woken, 4096)
                 for ended in self._reap():
@@ -243,9 +256,30 @@ def serve(control: socket.socket) -> None:
     gc.freeze()  # what is shared stays shared: collections in the children would touch every page
     children = _Children(control)
     try:
-        children.serve()
+        children.serve(_preload_more)
     finally:
         children.kill_all()
+
+
+def _preload_more() -> None:
+    """What a Hugging Face folder needs beyond the other formats: transformers, and what torch.export imports at its
+    first call. The first file does not wait for it.
+    """
+    import gc
+    from importlib import import_module
+
+    import torch
+
+    from dippm.frontend.exported_program import graph_of_module
+
+    for name in _NOT_FOR_PARSING:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # the import system's own mark for "not there"
+    with suppress(ImportError, RuntimeError):  # it is an extra; what is wrong with it is said where it is asked for
+        for part in ("initialization", "modeling_utils", "models.auto.modeling_auto"):
+            import_module(f"transformers.{part}")
+    module = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4)).to("meta")
+    graph_of_module(module.eval(), (torch.empty(2, 4, dtype=torch.int64, device="meta"),), batch=2)
+    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dippm.train.fit import (
 )
 from dippm.train.graph_level import predict_graph_level, standardised_statics, train_graph_level
 from dippm.train.networks import load_network
-from dippm.train.split import FOLDS, folds, split_keys
+from dippm.train.split import FOLDS, folds, without_held_back_operators
 from dippm.train.trainer import Scales, predict_operators
 
 Index = npt.NDArray[np.int64]
@@ -62,15 +62,16 @@ class CrossFit:
 
 def cross_fit(data: Prepared, work: Path, *, count: int = FOLDS, tick: Tick = lambda: None) -> CrossFit:
     """Steps 1 to 3 of `dippm.train.fit`, from the networks `without-K.pt` in `work`."""
-    fold_of = folds(split_keys(data.corpus.groups.tolist(), data.corpus.architectures.tolist()), count)
+    fold_of = folds(data.corpus.groups.tolist(), data.corpus.architectures.tolist(), count)
     held: dict[int, HeldBack] = {}
     networks: list[tuple[PMGNS, Scales]] = []
     for fold in range(count):
         model, scales = load_network(work / f"without-{fold}.pt")
         networks.append((model, scales))
         seen, unseen = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        table, kinds = table_of(data.corpus, seen), measured_kinds(data.corpus, seen)
-        bundle = assemble(model, scales, table, fit_costs(data, seen), data.device, kinds)
+        known = replace(data, corpus=without_held_back_operators(data.corpus, unseen))
+        table, kinds = table_of(known.corpus, seen), measured_kinds(known.corpus, seen)
+        bundle = assemble(model, scales, table, fit_costs(known, seen), data.device, kinds)
         for h in hold_back(bundle, data, unseen, tick):
             held[h.index] = h
     ordered = tuple(held[g] for g in range(len(data.cases)))

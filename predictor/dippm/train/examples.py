@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dippm.data import CaseRow, DataSet, NodeLabels
+from dippm.data.rows import LEAST_MATCHED
+from dippm.data.splits import locked
 from dippm.errors import ArtifactUnreachable
 from dippm.graph import ModelGraph
 from dippm.network.workload import workloads
@@ -15,22 +17,23 @@ from dippm.train.corpus import UNMEASURED, Example, OperatorLabels
 from dippm.train.labels import CaseLabels, MeasuredCase
 
 MIB = 2**20
-LEAST_MATCHED = 0.8
-"""Cases of which fewer operator rows were matched with the graph are another network than the graph says."""
 
 
-def read_cases(folder: Path) -> list[MeasuredCase]:
-    """The measured cases of a data set folder that have a graph, in its order.
+def read_cases(folder: Path, *, release: bool = False) -> list[MeasuredCase]:
+    """The measured cases of a data set folder that have a graph, in its order; locked super-families are left out.
 
-    Raises ArtifactUnreachable where the folder holds no data set.
+    With `release`, the locked ones alone. Raises ArtifactUnreachable where the folder holds no data set.
     """
     if not (folder / "cases.parquet").is_file():
         raise ArtifactUnreachable(f"{folder} holds no cases.parquet: give the folder that dippm graph wrote")
-    data = DataSet(folder)
+    data, hidden = DataSet(folder), locked()
     return [
         measured_case(data, row)
         for row in data.cases(joined=True)
-        if row.matched_share is not None and row.matched_share >= LEAST_MATCHED and row.allocated_mib is not None
+        if (row.super_family in hidden) == release
+        and row.matched_share is not None
+        and row.matched_share >= LEAST_MATCHED
+        and row.allocated_mib is not None
     ]
 
 

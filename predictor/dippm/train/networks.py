@@ -17,7 +17,7 @@ import torch
 
 from dippm.network.model import PMGNS, Hyperparameters
 from dippm.train.corpus import Corpus
-from dippm.train.split import FOLDS, folds, split_keys
+from dippm.train.split import FOLDS, folds, without_held_back_operators
 from dippm.train.trainer import Scales, Settings, train
 
 Report = Callable[[str, int, Mapping[str, float]], None]
@@ -66,15 +66,18 @@ def run(
     report: Report | None = None,
 ) -> None:
     """Train the named networks that `work` does not hold yet; one that was stopped resumes at its last epoch."""
-    fold_of = folds(split_keys(corpus.groups.tolist(), corpus.architectures.tolist()))
+    fold_of = folds(corpus.groups.tolist(), corpus.architectures.tolist())
     for name in names:
         target = work / f"{name}.pt"
         if target.exists():
             continue
         checkpoint = work / f"{name}.checkpoint"
         model, scales = (copy.deepcopy(start[0]), start[1]) if start is not None else (None, None)
+        job = Job.named(name)
+        seen = cases_of(job, fold_of)
+        held_back = np.flatnonzero(np.isin(fold_of, job.left_out))
         model, scales = train(
-            corpus, cases_of(Job.named(name), fold_of), hyper, settings, device=device, checkpoint=checkpoint,
+            without_held_back_operators(corpus, held_back), seen, hyper, settings, device=device, checkpoint=checkpoint,
             start=model, scales=scales, report=None if report is None else _for(name, report),
         )  # fmt: skip
         save_network(target, model, scales)

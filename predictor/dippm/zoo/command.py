@@ -133,13 +133,13 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _pack(args: argparse.Namespace) -> int:
     from dippm.data.card import write_card
-    from dippm.data.load import DataSet
     from dippm.data.pack import Graphs, pack, write
+    from dippm.data.reader import DataSet
     from dippm.data.rowfile import RowFile
     from dippm.zoo.extract import read_graphs
 
     listed = [case for path in (args.cases, *args.more_cases) for case in read_cases(path)]
-    cases = {case.id: _line(case) for case in listed if case.purpose == "labels" and not case.anchor}
+    cases = {case.id: _line(case) for case in listed if case.purpose != "min_cap" and not case.anchor}
     base = DataSet(args.base) if args.base else None
     rows = (row for path in args.rows for row in RowFile(path).stream())
     packed = pack(rows, cases, Graphs(read_graphs(args.graphs), base), base)

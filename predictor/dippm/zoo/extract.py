@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from dippm.case import Precision
-from dippm.data.batches import TEMPLATE_BATCH
+from dippm.data.batches import TEMPLATE_BATCH, TEMPLATE_BATCHES, at_batch, collides
 from dippm.graph import ModelGraph
 from dippm.zoo.build import build
 from dippm.zoo.case import Network, ZooCase
 
+SPARE_BATCH = 79
+"""The prime that the last of the templates is held against."""
 GraphName = tuple[str, int, str]
 """Network key, batch, dtype of the floating-point tensors."""
 
@@ -31,6 +33,26 @@ def extract(network: Network, batch: int = TEMPLATE_BATCH, precision: Precision 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return graph_from_module(module, inputs, batch=batch)
+
+
+def extract_template(network: Network, precision: Precision = Precision.FP32) -> ModelGraph:
+    """The network's graph at the first batch of `TEMPLATE_BATCHES` from which it can be rescaled.
+
+    1. At a prime batch, a size is taken to follow the batch if it is a multiple of the prime. Where no tensor holds two
+       such sizes and no weight one, none is a multiple by chance.
+    2. Otherwise the graph at the next prime says whether it is: it must be the rescaled one.
+
+    Raises ValueError where no two neighbouring primes agree.
+    """
+    graph = extract(network, TEMPLATE_BATCH, precision)
+    for following in (*TEMPLATE_BATCHES[1:], SPARE_BATCH):
+        if not collides(graph):
+            return graph
+        other = extract(network, following, precision)
+        if at_batch(graph, following).digest == other.digest:
+            return graph
+        graph = other
+    raise ValueError("no two of the batches that templates are made at agree: store it at its own batch")
 
 
 def append_graph(path: Path, name: GraphName, graph: ModelGraph | str) -> None:
@@ -60,17 +82,34 @@ def casts(graph: ModelGraph) -> bool:
     return any(operator.kind == "cast" for operator in graph.operators)
 
 
+def _done(out: Path) -> set[GraphName]:
+    """What a file holds, templates under the first one's name; one that may be wrong counts once it was made twice."""
+    done: set[GraphName] = set()
+    doubtful: set[GraphName] = set()
+    for (key, batch, dtype), graph in read_graphs([out]) if out.exists() else ():
+        name = (key, TEMPLATE_BATCH if batch in TEMPLATE_BATCHES else batch, dtype)
+        if isinstance(graph, ModelGraph) and name[1] == TEMPLATE_BATCH and name not in doubtful and collides(graph):
+            doubtful.add(name)
+        else:
+            done.add(name)
+    return done
+
+
 def extract_all(wanted: Iterable[tuple[Network, int, Precision]], out: Path) -> int:
     """Extracts what `out` does not hold yet and gives the number made; a network that cannot costs its line."""
-    done = {name for name, _ in read_graphs([out])} if out.exists() else set()
+    done = _done(out)
     torch.set_num_threads(1)
     made = 0
     for network, batch, precision in wanted:
-        name = (network.key, batch, precision.float_dtype)
+        dtype = precision.float_dtype
+        name = (network.key, batch, dtype)
+        template = batch == TEMPLATE_BATCH
         if name in done:
             continue
+        graph: ModelGraph | str
         try:
-            graph: ModelGraph | str = extract(network, batch, precision)
+            graph = extract_template(network, precision) if template else extract(network, batch, precision)
+            name = (network.key, graph.batch, dtype)
         except Exception as error:  # any constructor or export may fail; the line says how
             graph = f"{network.architecture}: {type(error).__name__}: {error}"[:400]
         append_graph(out, name, graph)

@@ -1,0 +1,159 @@
+"""The fixed splits: what is locked, held back and left out, in training and as torch-geometric has it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.test_data import RUNS, chain, row
+
+import dippm.data
+from dippm.data import DataSet, splits
+from dippm.data.pack import Graphs, pack, write
+from dippm.data.splits import FOLDS, RANDOM, fold_of, locked, part_of
+from dippm.errors import ArtifactUnreachable
+from dippm.evaluate.command import add_arguments, run
+from dippm.train.corpus import UNMEASURED, Corpus
+from dippm.train.examples import read_cases
+from dippm.train.split import folds, without_held_back_operators
+from dippm.zoo.catalogue import declared
+
+ROOT = Path(__file__).parents[2] / "datasets" / "h200-v1"
+FAMILIES = ("resnet", "vit", "bert", RANDOM, RANDOM)
+
+
+def test_six_super_families_are_locked_and_none_of_the_papers() -> None:
+    assert len(locked()) == 6
+    assert not locked() & splits.PAPERS
+    assert locked() <= {member.super_family for member in declared()}
+
+
+def test_every_super_family_has_one_place() -> None:
+    for case in DataSet(ROOT).cases(status=None):
+        if case.super_family in locked():
+            assert fold_of(case.super_family, case.architecture) is None
+        else:
+            assert fold_of(case.super_family, case.architecture) in range(FOLDS)
+
+
+def test_what_is_new_joins_the_folds_and_moves_nothing() -> None:
+    body = {"locked": ["a"], "folds": [["b"], ["c"], [], [], []]}
+    networks, sources = {"a": 9, "b": 5, "c": 4, "d": 3, "e": 2, RANDOM: 99}, dict.fromkeys("abcde", "timm")
+    more = splits.extend(body, networks, {**sources, RANDOM: "random"})
+    assert more == {"locked": ["a"], "folds": [["b"], ["c"], ["d"], ["e"], []]}
+    assert splits.extend(more, networks, {**sources, RANDOM: "random"}) == more
+
+
+def test_locked_ones_are_drawn_among_those_with_enough_members() -> None:
+    counts = {f"family{i}": 10 + i % 3 for i in range(9)} | {"small": 9, "resnet": 99, RANDOM: 999}
+    drawn = splits.draw_locked(counts)
+    assert drawn == splits.draw_locked(dict(reversed(counts.items())))
+    assert len(drawn) == 6
+    assert not {"small", "resnet", RANDOM} & set(drawn)
+
+
+def test_the_random_split_is_the_papers_70_15_15() -> None:
+    parts = [part_of(f"case{i}") for i in range(4000)]
+    assert [parts.count(name) / 4000 for name in ("train", "validation", "test")] == pytest.approx(
+        [0.7, 0.15, 0.15], abs=0.02
+    )
+
+
+def test_training_folds_follow_the_file() -> None:
+    names = ["resnet", "vit", RANDOM, "resnet", "of_ones_own", "of_ones_own"]
+    found = folds(names, ["resnet18", "vit_b", "random_7", "resnet50", "x", "y"]).tolist()
+    assert found[0] == found[3] == fold_of("resnet", "resnet18")
+    assert found[1] == fold_of("vit", "vit_b")
+    assert found[2] == fold_of(RANDOM, "random_7")
+    assert found[4] == found[5]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of one small network under the names of several families."""
+    cases: dict[str, dict[str, Any]] = {}
+    rows = []
+    for index, family in enumerate(FAMILIES):
+        name = f"abc{index}-b2-fp32-inference-eager-default"
+        network = {"architecture": f"{family}_{index}", "source": "x", "model": "x", "kwargs": {}, "inputs": []}
+        cases[name] = {
+            "id": name, "network": network, "family": family, "super_family": family, "batch": 2, "precision": "fp32",
+            "mode": "inference", "runtime": "eager", "allocator": "default",
+        }  # fmt: skip
+        measured = {**row("first", allocated_mib=3.0 + index, activations_mib=1.0), "case": name}
+        measured["operators"] |= {"sequence": [0, 1], "freed_bytes": [0, 0], "kernel_us": [3.5, 1.0], "kernels": [2, 1]}
+        rows.append(measured)
+    graphs = Graphs([((f"abc{index}", 61, "float32"), chain()) for index in range(len(FAMILIES))])
+    root = tmp_path_factory.mktemp("data")
+    write(pack([*RUNS, *rows], cases, graphs), root)
+    return root
+
+
+def test_training_and_evaluation_leave_locked_super_families_out(folder: Path) -> None:
+    assert [c.example.group for c in read_cases(folder)] == ["resnet", "vit", RANDOM, RANDOM]
+    assert [c.example.group for c in read_cases(folder, release=True)] == ["bert"]
+
+
+def test_evaluate_looks_at_locked_cases_only_when_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args(["--data", str(folder), "--json"]))
+    assert json.loads(capsys.readouterr().out)["architectures"] == 4
+    run(parser.parse_args(["--data", str(folder), "--json", "--release"]))
+    assert json.loads(capsys.readouterr().out)["architectures"] == 1
+    with pytest.raises(ArtifactUnreachable, match="name it with --data FOLDER"):
+        run(parser.parse_args(["--release"]))
+
+
+def test_random_networks_hand_over_nothing_of_a_held_back_operator(folder: Path) -> None:
+    cases = read_cases(folder)
+    corpus = Corpus.of(c.example for c in cases)
+    groups = corpus.groups.tolist()
+    hidden = without_held_back_operators(corpus, np.array([groups.index("vit")]))
+    for g, group in enumerate(groups):
+        here = hidden.nodes_of(g)
+        if group == RANDOM:
+            assert (hidden.workspace_class[here] == UNMEASURED).all()
+            assert np.isnan(hidden.kernel_us[here]).all()
+        else:
+            np.testing.assert_array_equal(hidden.workspace_class[here], corpus.workspace_class[here])
+
+
+def test_load_gives_graphs_with_fixed_splits(folder: Path, tmp_path: Path) -> None:
+    data = dippm.data.load(folder, processed=tmp_path)
+    assert len(data) == len(FAMILIES)
+    graph = data[0]
+    assert graph.x.shape == (3, 32)
+    assert graph.edge_index.tolist() == [[0, 1], [1, 2]]
+    assert graph.y[0, :2].tolist() == [3.0, 1.0]
+    assert torch.isnan(graph.y[0, 3])
+    assert graph.workspace_bytes.tolist() == [1536, 0, -1]
+    assert data.cases[int(data[2].index)].super_family == "bert"
+    assert sum(len(part) for part in data.random_split()) == 4
+    assert [int(g.index) for g in data.release()] == [2]
+    again = dippm.data.load(folder, processed=tmp_path)
+    assert torch.equal(again[4].x, data[4].x)
+    assert len(list(tmp_path.glob("graphs-*.pt"))) == 1
+
+
+def test_a_fold_leaves_whole_super_families_out(folder: Path, tmp_path: Path) -> None:
+    data = dippm.data.load(folder, processed=tmp_path)
+    fold = fold_of("vit", "vit_1")
+    assert fold is not None
+    train, test = data.leave_families_out(fold)
+    names = [data.cases[int(g.index)].super_family for g in test]
+    assert "vit" in names
+    assert not {"bert"} & {data.cases[int(g.index)].super_family for part in (train, test) for g in part}
+    for graph in train:
+        family = data.cases[int(graph.index)].super_family
+        assert family != "vit"
+        assert (graph.workspace_bytes[:2] == -1).all() == (family == RANDOM)
+    assert data[0].workspace_bytes[0] == 1536
+    with pytest.raises(ValueError, match="folds 0 to 4"):
+        data.leave_families_out(5)
