@@ -116,13 +116,8 @@ def _handed(name: str, body: Any, data: bytes) -> Handed:
         own = str(entry["name"])
         size, pieces = int(entry["size"]), tuple((int(s), int(e)) for s, e in entry["pieces"])
         plain = all(part not in ("", ".", "..") for part in own.split("/")) and "\0" not in own and len(own) < 500
-        edges = [edge for piece in pieces for edge in piece]
-        if (
-            not plain
-            or not 0 <= size < 1 << 50
-            or edges != sorted(edges)
-            or (edges and not 0 <= edges[0] <= edges[-1] <= size)
-        ):
+        edges = [0, *(edge for piece in pieces for edge in piece), size]
+        if not plain or size >= 1 << 50 or edges != sorted(edges):
             raise ValueError(own)
         length = sum(end - start for start, end in pieces)
         files.append(StoredFile(own, size, pieces, hashlib.sha256(data[position : position + length]).hexdigest()))
