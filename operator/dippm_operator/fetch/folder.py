@@ -15,10 +15,24 @@ from dippm_operator.fetch.source import Source
 
 MODEL_SUFFIXES = (".onnx", ".pt2", ".pt", ".ts", ".tflite", ".keras")
 """Files that may be a model with its operators."""
-_FILE_SUFFIXES = frozenset((
-    *MODEL_SUFFIXES, ".pdmodel", ".pdiparams", ".pth", ".bin", ".safetensors", ".gguf", ".pb", ".h5", ".json",
-    ".zip", ".tar", ".gz", ".tgz",
-))  # fmt: skip
+_FILE_SUFFIXES = frozenset(
+    (
+        *MODEL_SUFFIXES,
+        ".pdmodel",
+        ".pdiparams",
+        ".pth",
+        ".bin",
+        ".safetensors",
+        ".gguf",
+        ".pb",
+        ".h5",
+        ".json",
+        ".zip",
+        ".tar",
+        ".gz",
+        ".tgz",
+    )
+)
 """What a path ends with that means a file; any other may be a folder, and the store is asked."""
 MAX_FILES = 20_000
 """Most files of a folder that are looked through."""
@@ -83,7 +97,7 @@ def choose(name: str, listing: Sequence[Listed]) -> Chosen:
 
     1. `config.json` and safetensors beside it: a Hugging Face folder.
     2. `saved_model.pb`: a SavedModel; of several versions (`1/`, `2/`, as TensorFlow Serving has them) the newest.
-    3. The one file that may be a model by its name, a PaddlePaddle program beside its weights among them.
+    3. The one file that may be a model by its name, or by PaddlePaddle's weights beside it, which are not fetched.
     4. `config.json` alone: a Hugging Face folder whose weights are not looked at.
     Raises ArtifactUnreachable where there is none, or several.
     """
@@ -111,11 +125,10 @@ def choose(name: str, listing: Sequence[Listed]) -> Chosen:
 
 
 def _paddle_programs(inside: Collection[str]) -> set[str]:
-    """Of one model in both forms that of Paddle 3, which is JSON."""
-    stems = {path.removesuffix(".pdiparams") for path in inside if path.endswith(".pdiparams")}
-    stems |= {path.removesuffix(".pdmodel") for path in inside if path.endswith(".pdmodel")}
-    forms = [[f"{stem}.json", f"{stem}.pdmodel"] for stem in stems]
-    return {found[0] for pair in forms if (found := [path for path in pair if path in inside])}
+    """What PaddlePaddle saves as `NAME.json` or `NAME.pdmodel` with `NAME.pdiparams`; of both forms the newer."""
+    stems = [path.removesuffix(".pdiparams") for path in inside if path.endswith(".pdiparams")]
+    found = [next((stem + end for end in (".json", ".pdmodel") if stem + end in inside), "") for stem in stems]
+    return set(filter(None, found))
 
 
 def _hugging_face(beside: dict[str, Listed]) -> Chosen:
