@@ -100,7 +100,7 @@ class Converter:
         Raises ModelFormatError where the interpreter cannot be run.
         """
         if self.interpreter() == sys.executable:
-            return versions(self.packages)
+            return _by_first_name(versions(self.packages))
         try:
             asked = subprocess.run(
                 [self.interpreter(), "-I", "-c", _VERSIONS, _PACKAGE, *self.packages],
@@ -110,8 +110,7 @@ class Converter:
             raise self.not_run(error.strerror) from None
         except subprocess.SubprocessError:
             raise self.not_run("it does not answer") from None
-        found: dict[str, str | None] = json.loads(asked.stdout)
-        return found
+        return _by_first_name(json.loads(asked.stdout))
 
     def not_run(self, reason: str | None) -> ModelFormatError:
         """The interpreter that the setting names cannot be run."""
@@ -138,6 +137,10 @@ TENSORFLOW = Converter(
 )
 CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE, "savedmodel": TENSORFLOW, "keras": TENSORFLOW}
 """By `Artifact.format`. Every other format has a door of its own."""
+
+
+def _by_first_name(versions: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {names.partition("|")[0]: version for names, version in versions.items()}
 
 
 def _in_words(packages: Iterable[str]) -> str:

@@ -45,6 +45,11 @@ def _through(
 
         graph = graph_of_onnx(artifact.path, batch=batch, inputs=inputs, shown=shown)  # `as_onnx` has been there
         return replace(graph, format=artifact.format)
+    if artifact.format == "tflite":
+        from dippm.frontend.tflite_file import graph_of_tflite
+
+        graph = graph_of_tflite(artifact.path, batch=batch, inputs=inputs, shown=shown)
+        return replace(graph, format=artifact.format)
     if artifact.format in ("pt2", "torchscript"):
         check_archive(artifact.path, shown)
     if artifact.format == "pt2":
