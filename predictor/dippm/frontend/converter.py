@@ -31,6 +31,8 @@ from dippm.artifact import Artifact
 from dippm.errors import ModelFormatError, ParseLimitExceeded
 from dippm.frontend.convert_child import versions
 from dippm.frontend.limits import Limits, how_it_ended
+from dippm.kept import Kept
+from dippm.version import VERSION
 
 LIMITS = Limits(
     wall_seconds=300.0,
@@ -147,11 +149,12 @@ def _in_words(packages: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def as_onnx(artifact: Artifact) -> Iterator[tuple[Artifact, tuple[str, ...]]]:
+def as_onnx(artifact: Artifact, kept: tuple[Kept, str] | None = None) -> Iterator[tuple[Artifact, tuple[str, ...]]]:
     """The same artifact with its path at an ONNX file, where its format is one that is converted, and what to know.
 
-    The format stays what it was; the file is gone when the block ends. Raises ModelFormatError (the converter is not
-    installed, or refuses the model), UnsupportedOperator, UnsafeModel or ParseLimitExceeded.
+    The format stays what it was; the file is gone when the block ends. `kept` is where conversions are kept, and the
+    name of the artifact's content there. Raises ModelFormatError (the converter is not installed, or refuses the
+    model), UnsupportedOperator, UnsafeModel or ParseLimitExceeded.
     """
     converter = CONVERTERS.get(artifact.format)
     if converter is None:
@@ -161,8 +164,34 @@ def as_onnx(artifact: Artifact) -> Iterator[tuple[Artifact, tuple[str, ...]]]:
         path = Path(folder) / "model.onnx"
         work = Path(folder) / "work"
         work.mkdir()
-        notes = _convert(converter, artifact, path, work)
+        notes = _recalled(converter, artifact, path, kept)
+        if notes is None:
+            notes = _convert(converter, artifact, path, work)
+            _remember(converter, artifact, path, notes, kept)
         yield replace(artifact, path=path, uri=artifact.uri or str(artifact.path)), notes
+
+
+def _recalled(
+    converter: Converter, artifact: Artifact, to: Path, kept: tuple[Kept, str] | None
+) -> tuple[str, ...] | None:
+    """Write what was converted earlier, and give its notes; None where nothing was kept."""
+    value = kept[0].get(_key(converter, artifact, kept[1])) if kept is not None else None
+    if value is None:
+        return None
+    head, _, onnx = value.partition(b"\n")
+    to.write_bytes(onnx)
+    return tuple(json.loads(head))
+
+
+def _remember(
+    converter: Converter, artifact: Artifact, path: Path, notes: tuple[str, ...], kept: tuple[Kept, str] | None
+) -> None:
+    if kept is not None:
+        kept[0].put(_key(converter, artifact, kept[1]), json.dumps(notes).encode() + b"\n" + path.read_bytes())
+
+
+def _key(converter: Converter, artifact: Artifact, content: str) -> str:
+    return json.dumps(["onnx", VERSION, converter.name, converter.interpreter(), content, artifact.uri])
 
 
 def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> tuple[str, ...]:
