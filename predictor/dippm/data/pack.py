@@ -86,7 +86,7 @@ class Graphs:
     def __init__(self, extracted: Iterable[tuple[GraphName, ModelGraph | str]], base: DataSet | None = None) -> None:
         self.errors: dict[str, str] = {}
         self.doubtful: set[str] = set()
-        """Networks with a size that is a multiple of their template's batch, not made again to see whether it scales."""
+        """Networks with a size that is a multiple of their template's batch: does it scale? Not made again to see."""
         self._bodies: dict[GraphName, bytes] = {}
         self._last: tuple[GraphName, ModelGraph] | None = None
         self.base = base
