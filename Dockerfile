@@ -2,11 +2,13 @@
 #
 #   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t dippm .
 #
+# EXTRAS names what the image can read beside ONNX, .pt2 and TorchScript: --build-arg EXTRAS=operator,huggingface,timm,paddle
 # TORCH_INDEX names an index with CPU wheels of torch. Without it PyPI's build comes, which on x86-64 drags in
 # several GB of CUDA libraries that the predictor never uses: it runs on the CPU.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
+ARG EXTRAS=operator
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # A mirror of PyPI for the rest; pip reads it from the environment.
 ARG PIP_INDEX_URL
@@ -18,7 +20,7 @@ RUN /opt/dippm/bin/pip install ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "$(gre
 COPY pyproject.toml README.md LICENSE ./
 COPY predictor predictor
 COPY operator operator
-RUN /opt/dippm/bin/pip install --constraint constraints.txt '.[operator]'
+RUN /opt/dippm/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 65532 --no-create-home dippm

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 REFERENCE = REPOSITORY / "docs" / "reference"
 HELP_PYTHON = (3, 11)
 _PREDICTOR_COMMANDS = (
-    *("predict", "size", "profiles"),
+    *("predict", "size", "profiles", "frameworks"),
     *("graph", "graph list", "graph extract", "graph pack", "measure", "train", "evaluate"),
 )
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -31,6 +31,7 @@ def predict(
     policy: Policy = DEFAULT_POLICY,
     digest: str | None = None,
     trust_pickle: bool = False,
+    constructor: str = "",
 ) -> Prediction:
     """Memory, energy, latency and MIG profile of one forward pass of the model in `path`; it is not run.
 
@@ -41,7 +42,8 @@ def predict(
     `"ids=128:int64"`), one string an input; it may be left out where the file says it. `framework` is the file's format
     (`auto` looks at its content). `device` is a product of the catalogue, one of its entries, or `A100` for the
     paper's card. `digest` (`sha256:...`) is held against the whole file. `trust_pickle` lets a pickled module run its
-    code: never for a file from somebody else.
+    code: never for a file from somebody else. `constructor` says what weights alone (safetensors) are of, as
+    `timm:resnet50` or `torchvision:resnet50`.
 
     The file is parsed in this process: whoever predicts files of strangers wants the limits of
     `dippm.frontend.child.load_graph_in_child` and `predict_graph`. Raises DippmError, one sentence for the user.
@@ -60,7 +62,7 @@ def predict(
         device=resolve_device(device).product,
     )
     with watch.stage("load"):
-        artifact = open_artifact(path, framework=framework, digest=digest)
+        artifact = open_artifact(path, framework=framework, digest=digest, constructor=constructor)
     with watch.stage("convert"):
         graph = load_graph(artifact, batch=batch, inputs=_inputs(input), trust_pickle=trust_pickle)
     return predict_graph(graph, case, policy, stopwatch=watch)

@@ -16,16 +16,18 @@ from pathlib import Path
 from dippm import hf_files, paddle_files, tensorflow_files
 from dippm.errors import ArtifactUnreachable, DigestMismatch, ModelFormatError
 
-FORMATS = ("onnx", "pt2", "torchscript", "huggingface", "savedmodel", "keras", "tflite", "paddle", "pickle")
+FORMATS = (
+    "onnx", "pt2", "torchscript", "huggingface", "safetensors", "savedmodel", "keras", "tflite", "paddle", "pickle",
+)  # fmt: skip
 """Formats that `open_artifact` gives; a `pickle` is only loaded when it is trusted explicitly."""
 
 FRAMEWORKS = {
     "auto": FORMATS,
-    "pytorch": ("pt2", "torchscript", "huggingface", "pickle"),
+    "pytorch": ("pt2", "torchscript", "huggingface", "safetensors", "pickle"),
     "onnx": ("onnx",),
     "torchscript": ("torchscript",),
     "pt2": ("pt2",),
-    "huggingface": ("huggingface",),
+    "huggingface": ("huggingface", "safetensors"),
     "tensorflow": tensorflow_files.FORMATS,
     "paddle": ("paddle",),
 }
@@ -36,6 +38,7 @@ _SPOKEN = {
     "pt2": "a torch.export program (.pt2)",
     "torchscript": "a TorchScript model",
     "huggingface": "a Hugging Face folder",
+    "safetensors": "weights of a named constructor (safetensors)",
     "pickle": "a pickled PyTorch object",
     "paddle": "a PaddlePaddle inference model",
     "savedmodel": "a TensorFlow SavedModel",
@@ -60,15 +63,27 @@ class Artifact:
     """`sha256:...` of the content where it was verified, else empty."""
     uri: str = ""
     """Where it came from; its path where it always was a file."""
+    constructor: str = ""
+    """What `safetensors` are the weights of, as `timm:resnet50`; empty for formats that say it themselves."""
 
     @property
     def spoken(self) -> str:
         """What it is, in words."""
-        return _SPOKEN[self.format]
+        return spoken(self.format)
+
+
+def spoken(format: str) -> str:
+    """One of FORMATS in words."""
+    return _SPOKEN[format]
 
 
 def open_artifact(
-    path: str | PathLike[str], *, framework: str = "auto", digest: str | None = None, uri: str = ""
+    path: str | PathLike[str],
+    *,
+    framework: str = "auto",
+    digest: str | None = None,
+    uri: str = "",
+    constructor: str = "",
 ) -> Artifact:
     """Look at a file and say what model it is.
 
@@ -76,6 +91,8 @@ def open_artifact(
     `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed; that of a
     Hugging Face folder (or of the `config.json` in it) is over `config.json` and the headers of the weight files, that
     of a SavedModel folder over its `saved_model.pb`. A folder with a PaddlePaddle program is that program.
+    `constructor` says what weights alone are of, as `timm:resnet50` or `torchvision:resnet50`, where neither a
+    `config.json` of timm beside them nor their own metadata does.
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
@@ -88,36 +105,74 @@ def open_artifact(
     shown = uri or str(path)
     try:
         if tensorflow_files.is_saved_model_folder(path):
+            if constructor:
+                raise _says_itself(shown, "savedmodel")
             return _open_saved_model(path, framework, digest, shown)
         if path.is_dir() and (program := paddle_files.program_in(path, shown)):
             path, shown, uri = program, f"{shown}/{program.name}", uri and f"{uri}/{program.name}"
         if path.is_dir() and not (path / hf_files.CONFIG).is_file():
             raise ModelFormatError(f"{shown} is a directory: name the model file in it")
         if path.is_dir():
-            return _open_folder(path, framework, digest, uri or str(path))
+            return _open_folder(path, framework, digest, uri or str(path), constructor)
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise ArtifactUnreachable(f"{shown} cannot be read: {error.strerror or error}") from None
     if hf_files.is_config(path, head):
-        return _open_folder(path.parent, framework, digest, uri or str(path))
+        return _open_folder(path.parent, framework, digest, uri or str(path), constructor)
     verified = _verify(lambda: sha256_of(path), digest, shown) if digest else ""
     detected = detect(path, head)
     if detected not in FORMATS:
         raise ModelFormatError(f"{shown} {detected}")
+    if detected == "safetensors":
+        constructor = _constructor_of(path, constructor, shown)
+    elif constructor:
+        raise _says_itself(shown, detected)
     _check_framework(framework, detected, shown)
-    return Artifact(path=path, format=detected, size_bytes=size, digest=verified, uri=uri or str(path))
+    return Artifact(path, detected, size, verified, uri or str(path), constructor)
 
 
-def _open_folder(folder: Path, framework: str, digest: str | None, shown: str) -> Artifact:
+def _open_folder(folder: Path, framework: str, digest: str | None, shown: str, constructor: str) -> Artifact:
     """A Hugging Face folder: its `config.json` and the headers of its weight files are read."""
-    hf_files.read_config(folder, shown)
+    architecture = hf_files.timm_architecture(hf_files.read_config(folder, shown))
     weights = hf_files.read_weight_files(folder, shown)
-    _check_framework(framework, "huggingface", shown)
+    detected = "safetensors" if architecture else "huggingface"
+    if constructor and not architecture:
+        raise _says_itself(shown, detected)
+    _check_framework(framework, detected, shown)
     verified = _verify(lambda: hf_files.folder_digest(folder, weights), digest, shown) if digest else ""
     size = weights.size_bytes + (folder / hf_files.CONFIG).stat().st_size
-    return Artifact(path=folder, format="huggingface", size_bytes=size, digest=verified, uri=shown)
+    named = constructor or (f"timm:{architecture}" if architecture else "")
+    return Artifact(folder, detected, size, verified, shown, named)
+
+
+def _constructor_of(path: Path, asked: str, shown: str) -> str:
+    """What the weights in a safetensors file are of: what is asked for, what timm saved beside them, what they say."""
+    if asked:
+        return asked
+    if (path.parent / hf_files.CONFIG).is_file():
+        architecture = hf_files.timm_architecture(hf_files.read_config(path.parent, shown))
+        if not architecture:
+            raise ModelFormatError(
+                f"{shown} holds weights only: name the folder, which has the {hf_files.CONFIG} that says what model it "
+                "is"
+            )
+        return f"timm:{architecture}"
+    said = hf_files.read_headers((path,), shown).metadata.get("architecture", "")
+    if not said:
+        raise ModelFormatError(
+            f"{shown} holds weights only (safetensors), no operators: say what they are of (--constructor "
+            f"timm:NAME or torchvision:NAME, or the key architecture of the file's metadata), or {_OPEN_DOORS}"
+        )
+    return said if ":" in said else f"timm:{said}"
+
+
+def _says_itself(shown: str, detected: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"{shown} is {_SPOKEN[detected]}, which says itself what it is: a constructor is for weights alone "
+        "(safetensors)"
+    )
 
 
 def _open_saved_model(folder: Path, framework: str, digest: str | None, shown: str) -> Artifact:
@@ -150,9 +205,7 @@ def detect(path: Path, head: bytes) -> str:
         if head[offset : offset + len(signature)] == signature:
             return clause
     if _is_safetensors(head):
-        if (path.parent / hf_files.CONFIG).is_file():
-            return f"holds weights only: name the folder, which has the {hf_files.CONFIG} that says what model it is"
-        return f"holds weights only (safetensors), no operators: {_OPEN_DOORS}"
+        return "safetensors"
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in (2, 3, 4, 5):
         return "pickle"
     if found := tensorflow_files.format_of(head):

@@ -43,6 +43,7 @@ class Runtime(StrEnum):
     TORCHSCRIPT = "torchscript"
     ONNXRUNTIME = "onnxruntime"
     TENSORFLOW = "tensorflow"
+    PADDLE = "paddle"
 
 
 class Allocator(StrEnum):

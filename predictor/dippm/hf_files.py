@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class WeightFiles:
     """Of all tensors together."""
     header_digest: bytes
     """SHA-256 over the headers with their lengths, in the order of the file names."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of each tensor, by name."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What whoever saved the first file wrote into its header (`__metadata__`)."""
 
     @property
     def main_dtype(self) -> str:
@@ -60,9 +65,12 @@ def is_config(path: Path, head: bytes) -> bool:
 
 
 def read_config(folder: Path, shown: str) -> dict[str, Any]:
-    """`config.json` as it is. Raises ModelFormatError where it is no JSON object or names no `model_type`."""
+    """`config.json` as it is.
+
+    Raises ModelFormatError where it is no JSON object or names neither a `model_type` nor an architecture of timm.
+    """
     config = _json_object(folder / CONFIG, shown)
-    if not isinstance(config.get("model_type"), str):
+    if not isinstance(config.get("model_type"), str) and not timm_architecture(config):
         raise ModelFormatError(
             f"{shown}: {CONFIG} names no model_type, so it is not a model of transformers: export the model to ONNX, "
             "or to a .pt2 with torch.export"
@@ -70,23 +78,45 @@ def read_config(folder: Path, shown: str) -> dict[str, Any]:
     return config
 
 
+def timm_architecture(config: Mapping[str, Any]) -> str:
+    """The model of timm that a `config.json` is of, as timm and transformers' wrapper of it save it; else empty.
+
+    timm names what it loads as `resnet50` or, with the tag of its weights, `resnet50.a1_in1k`.
+    """
+    name = config.get("architecture")
+    if config.get("model_type", "timm_wrapper") != "timm_wrapper" or not isinstance(name, str):
+        return ""
+    return name.partition(".")[0]
+
+
 def read_weight_files(folder: Path, shown: str) -> WeightFiles:
     """The headers of the folder's safetensors files; a folder without any gives no files.
 
     Raises ModelFormatError for a file that is missing, truncated or not what its header says.
     """
-    files = weight_files(folder, shown)
+    return read_headers(weight_files(folder, shown), shown)
+
+
+def read_headers(files: Sequence[Path], shown: str) -> WeightFiles:
+    """What the headers of these safetensors files say; raises as `read_weight_files` does."""
     size, elements = 0, 0
     by_dtype: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    metadata: dict[str, str] = {}
     state = hashlib.sha256()
     for path in files:
         length, header = _header(path, shown)
         state.update(header)
         size += length
-        for dtype, count, nbytes in _tensors(path, header[8:], length, shown):
+        entries = _parsed(header[8:], path, shown)
+        said = entries.pop("__metadata__", None)
+        if isinstance(said, dict) and not metadata:
+            metadata = {str(key): str(value) for key, value in said.items()}
+        for name, dtype, shape, nbytes in _tensors(path, entries, length - len(header), shown):
             by_dtype[dtype] = by_dtype.get(dtype, 0) + nbytes
-            elements += count
-    return WeightFiles(files, size, by_dtype, elements, state.digest())
+            elements += math.prod(shape)
+            shapes[name] = shape
+    return WeightFiles(tuple(files), size, by_dtype, elements, state.digest(), shapes, metadata)
 
 
 def folder_digest(folder: Path, weights: WeightFiles) -> str:
@@ -138,26 +168,22 @@ def _header(path: Path, shown: str) -> tuple[int, bytes]:
         raise ArtifactUnreachable(f"{shown}: {path.name} cannot be read: {error.strerror or error}") from None
 
 
-def _tensors(path: Path, header: bytes, size: int, shown: str) -> Iterator[tuple[str, int, int]]:
-    """Dtype, elements and bytes of each tensor; its place must be inside the file and of its size."""
-    room = size - 8 - len(header)
-    for name, entry in _parsed(header, path, shown).items():
-        if name == "__metadata__":
-            continue
+def _tensors(
+    path: Path, entries: Mapping[str, Any], room: int, shown: str
+) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
+    """Name, dtype, shape and bytes of each tensor; its place must be inside the file and of its size."""
+    for name, entry in entries.items():
         try:
             dtype, nbytes_each = _DTYPES.get(entry["dtype"], (str(entry["dtype"]), 0))
-            shape, (begin, end) = entry["shape"], entry["data_offsets"]
+            shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
             sound = all(type(d) is int and d >= 0 for d in (*shape, begin, end)) and begin <= end <= room
         except (TypeError, KeyError, ValueError):
             sound = False
-        count = 1
-        for dimension in shape if sound else ():
-            count *= dimension
-        if not sound or (nbytes_each and count * nbytes_each != end - begin):
+        if not sound or (nbytes_each and math.prod(shape) * nbytes_each != end - begin):
             raise ModelFormatError(
                 f"{shown}: {path.name} does not hold tensor {name[:80]!r} as its header says: is the download complete?"
             )
-        yield dtype, count, end - begin
+        yield name, dtype, shape, end - begin
 
 
 def _json_object(path: Path, shown: str) -> dict[str, Any]:

@@ -11,15 +11,16 @@ USUAL = {
     "pt2": Runtime.GRAPH,
     "torchscript": Runtime.TORCHSCRIPT,
     "huggingface": Runtime.EAGER,
+    "safetensors": Runtime.EAGER,
     "pytorch": Runtime.EAGER,
     "savedmodel": Runtime.TENSORFLOW,
     "keras": Runtime.TENSORFLOW,
     "tflite": Runtime.TENSORFLOW,
-    "paddle": Runtime.ONNXRUNTIME,
+    "paddle": Runtime.PADDLE,
 }
-"""The runtime that a file of each format is usually run by; for one that is converted, that of its ONNX model."""
+"""The runtime that a file of each format is usually run by."""
 
-STAND_INS = dict.fromkeys((Runtime.TORCHSCRIPT, Runtime.ONNXRUNTIME, Runtime.TENSORFLOW), Runtime.GRAPH)
+STAND_INS = dict.fromkeys((Runtime.TORCHSCRIPT, Runtime.ONNXRUNTIME, Runtime.TENSORFLOW, Runtime.PADDLE), Runtime.GRAPH)
 """The measured runtime nearest to one that never was: each of these frees a tensor at its last use."""
 
 PROXY_FACTOR = 1.75

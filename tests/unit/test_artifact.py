@@ -65,7 +65,7 @@ def test_archives_are_told_apart(tmp_path: Path, content: bytes, kind: str) -> N
         (b"hello, this is no model at all", "no model"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
-        ((40).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}', "safetensors.*torch.export"),
+        ((19).to_bytes(8, "little") + b'{"__metadata__":{}}', "safetensors.*torch.export"),
         (zipped("serialized_exported_program.json", "version"), "older PyTorch"),
         (zipped("readme.txt"), "without a model"),
         (zipped("m/archive_format", "m/models/model.json")[:60], "truncated or damaged zip"),

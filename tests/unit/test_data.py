@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,11 +18,12 @@ from dippm.data.call_store import CallWriter, describe, replayed
 from dippm.data.card import BEGIN, END, render
 from dippm.data.graph_store import GraphReader, GraphWriter
 from dippm.data.join import align, align_decomposed, kind_of_call, matched_share, tokens_of_calls, tokens_of_graph
-from dippm.data.pack import Graphs, pack, write
+from dippm.data.pack import Graphs, call_of, pack, write
 from dippm.data.reader import node_labels
 from dippm.data.rows import MeasuredCall, OperatorRows
 from dippm.data.symbols import Shapes, concrete, symbolic
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.measure.operators import argument_text
 
 ROOT = Path(__file__).parents[2] / "datasets" / "h200-v1"
 
@@ -171,6 +173,12 @@ def test_rows_are_added_to_a_base(tmp_path: Path) -> None:
     assert more.operators(more.cases()[0]).calls == base.operators(base.cases()[0]).calls
     assert more.graph(more.cases()[0]) == base.graph(base.cases()[0])
     assert [r["run"] for r in more.rows("repeats")] == ["second"]
+
+
+def test_a_storage_is_not_spelled_byte_by_byte() -> None:
+    written = "T, 0\n 127\n 3\n[torch.storage.UntypedStorage(device=cuda:0) of size 3],0,[3]"
+    assert call_of(["aten.set_", [], written, [], [], 0, 0, []]).arguments == "T,storage,0,[3]"
+    assert argument_text(torch.zeros(2).untyped_storage()) == "storage"
 
 
 def test_rows_of_onnx_runtime_have_a_table_of_their_own(tmp_path: Path) -> None:

@@ -240,6 +240,8 @@ def listed(*paths: str) -> list[Listed]:
         (("config.json", "pytorch_model.bin"), ("config.json", "pytorch_model.bin")),
         (("2/saved_model.pb", "10/saved_model.pb", "10/variables/variables.index"),
          ("10/saved_model.pb", "10/variables/variables.index")),
+        (("config.json", "inference.json", "inference.pdiparams", "inference.yml"), ("inference.json",)),
+        (("m.pdmodel", "m.pdiparams", "m.pdiparams.info"), ("m.pdmodel",)),
         (("net.pt2", "../evil.pt2", "/abs.pt2", "a//b.pt2"), ("net.pt2",)),
     ],
 )  # fmt: skip

@@ -99,8 +99,9 @@ def test_other_dialects_and_other_json_are_refused() -> None:
         parameters([{"#": "p", "A": [0, 1, 1], "O": {}}], "model.json")
 
 
-def test_the_usual_runtime_is_that_of_the_onnx_model() -> None:
-    assert all(resolve(Runtime.AUTO, name).asked is Runtime.ONNXRUNTIME for name in CONVERTERS)
+def test_its_own_runtime_was_never_measured() -> None:
+    resolved = resolve(Runtime.AUTO, "paddle")
+    assert (resolved.asked, resolved.predicted) == (Runtime.PADDLE, Runtime.GRAPH)
 
 
 def test_what_is_missing_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

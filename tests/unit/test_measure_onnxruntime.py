@@ -14,10 +14,11 @@ from dippm.case import Precision, Runtime
 from dippm.measure.command import of_stage
 from dippm.measure.gpu_lock import GpuLock
 from dippm.measure.onnxruntime_arena import MARK, Region, copies, regions, reserved, total
-from dippm.measure.onnxruntime_case import RESOLUTION, measure, search
+from dippm.measure.onnxruntime_case import measure
 from dippm.measure.onnxruntime_export import export
 from dippm.measure.onnxruntime_options import OrtOptions
 from dippm.measure.onnxruntime_session import is_out_of_memory, latency
+from dippm.replay.search import RESOLUTION, search
 from dippm.zoo.case import InputShape, Network, ZooCase
 from dippm.zoo.catalogue import declared
 from dippm.zoo.onnx_cases import declare_onnx
@@ -60,7 +61,7 @@ def test_the_search_ends_within_its_resolution(needed: float, guess: float) -> N
     found = search(passes, guess=guess, low=100.0, high=1000.0)
     assert needed <= found.passed <= needed * (1 + RESOLUTION) * 1.001
     assert found.failed < needed
-    assert found.trials == len(tried) <= 11, "halving alone would take 9"
+    assert found.trials == len(tried) <= 12, "halving alone would take 10"
 
 
 def test_a_good_guess_saves_trials() -> None:
@@ -71,7 +72,7 @@ def test_a_good_guess_saves_trials() -> None:
         return value if value >= 500 else None
 
     search(passes, guess=503.0, low=100.0, high=1000.0)
-    assert len(tried) <= 4
+    assert len(tried) <= 3
 
 
 def test_what_was_used_under_a_limit_bounds_the_search() -> None:
@@ -84,6 +85,7 @@ def test_what_was_used_under_a_limit_bounds_the_search() -> None:
 
     found = search(passes, guess=900.0, low=100.0, high=1000.0)
     assert 510 <= found.passed <= 520
+    assert found.trials <= 4
     assert max(tried[1:]) <= 520
 
 
@@ -190,7 +192,7 @@ def test_a_case_is_measured_from_the_constructor_on(axis: str, tmp_path: Path) -
     """On the CPU provider: the same export, session, binding and log as on a GPU, without what only a GPU can say."""
     pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
     case = ZooCase(NETWORK, 8, runtime=Runtime.ONNXRUNTIME, options={} if axis == "fixed" else {"batch_axis": axis})
-    row = measure(case, GpuLock(tmp_path / "gpu.lock"), caps=False, provider="CPUExecutionProvider")
+    row = measure(case, GpuLock(tmp_path / "gpu.lock"), provider="CPUExecutionProvider")
     more = row["more"]
     assert (row["exporter"], row["session_options"]["batch_axis"]) == ("torch.onnx torchscript", axis)
     assert more["fell_back"] == ""
@@ -199,5 +201,8 @@ def test_a_case_is_measured_from_the_constructor_on(axis: str, tmp_path: Path) -
     assert more["arena_mib"] > more["reserved_mib"]
     assert math.isclose(sum(size for *_, size in more["regions"]) / 2**20, more["arena_mib"] - more["reserved_mib"])
     assert row["process_mib"] is None
+    assert row["cap_trials"] >= 2, "the CPU provider knows no limit; that a fresh process ran under one counts too"
+    assert more["capped_process_mib"] is None
+    assert more["cap_unclear"] == ""
     assert row["latency_passes"] == 30
     assert len(json.dumps(row)) < 5000

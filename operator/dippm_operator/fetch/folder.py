@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -15,7 +15,22 @@ from dippm_operator.fetch.source import Source
 MODEL_SUFFIXES = (".onnx", ".pt2", ".pt", ".ts", ".tflite", ".keras")
 """Files that may be a model with its operators."""
 _FILE_SUFFIXES = frozenset(
-    (*MODEL_SUFFIXES, ".pth", ".bin", ".safetensors", ".gguf", ".pb", ".h5", ".json", ".zip", ".tar", ".gz", ".tgz")
+    (
+        *MODEL_SUFFIXES,
+        ".pdmodel",
+        ".pdiparams",
+        ".pth",
+        ".bin",
+        ".safetensors",
+        ".gguf",
+        ".pb",
+        ".h5",
+        ".json",
+        ".zip",
+        ".tar",
+        ".gz",
+        ".tgz",
+    )
 )
 """What a path ends with that means a file; any other may be a folder, and the store is asked."""
 SAVED_MODEL = "saved_model.pb"
@@ -82,7 +97,7 @@ def choose(name: str, listing: Sequence[Listed]) -> Chosen:
 
     1. `config.json` and safetensors beside it: a Hugging Face folder.
     2. `saved_model.pb`: a SavedModel; of several versions (`1/`, `2/`, as TensorFlow Serving has them) the newest.
-    3. The one file that may be a model by its name.
+    3. The one file that may be a model by its name, or by PaddlePaddle's weights beside it, which are not fetched.
     4. `config.json` alone: a Hugging Face folder whose weights are not looked at.
     Raises ArtifactUnreachable where there is none, or several.
     """
@@ -93,7 +108,7 @@ def choose(name: str, listing: Sequence[Listed]) -> Chosen:
         return _hugging_face(beside)
     if root := _newest(name, [path for path in inside if PurePosixPath(path).name == SAVED_MODEL]):  # 2
         return _saved_model(root.removesuffix(SAVED_MODEL), inside)
-    models = sorted(path for path in inside if path.endswith(MODEL_SUFFIXES))
+    models = sorted({path for path in inside if path.endswith(MODEL_SUFFIXES)} | _paddle_programs(inside))
     if len(models) == 1:  # 3
         return Chosen((inside[models[0]],), is_folder=False)
     if models:
@@ -107,6 +122,13 @@ def choose(name: str, listing: Sequence[Listed]) -> Chosen:
         f"{name} holds no model: neither a file with a model's operators ({', '.join(MODEL_SUFFIXES)}), nor a "
         f"{SAVED_MODEL}, nor a {hf_files.CONFIG}{weights}; name another folder, or export the model."
     )
+
+
+def _paddle_programs(inside: Collection[str]) -> set[str]:
+    """What PaddlePaddle saves as `NAME.json` or `NAME.pdmodel` with `NAME.pdiparams`; of both forms the newer."""
+    stems = [path.removesuffix(".pdiparams") for path in inside if path.endswith(".pdiparams")]
+    found = [next((stem + end for end in (".json", ".pdmodel") if stem + end in inside), "") for stem in stems]
+    return set(filter(None, found))
 
 
 def _hugging_face(beside: dict[str, Listed]) -> Chosen:

@@ -24,6 +24,8 @@ examples:
   dippm predict vgg16.pt --framework pytorch --batch 32 --input 3,224,224 --device A100
   dippm predict bert.pt2 --batch 8 --input ids=128:int64 --precision fp16 --json
   dippm predict ./Llama-2-7b-hf --batch 1 --input 512 --precision fp16
+  dippm predict weights.safetensors --constructor timm:resnet50 --batch 32
+  dippm predict ./ppocr_det --framework paddle --batch 8
   dippm predict resnet50.onnx --batch 32 --max-latency 20 --allow 1g.5gb --allow 2g.10gb
 """
 
@@ -32,10 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dippm predict`."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "model", metavar="MODEL", help="model file (.onnx, .pt2, TorchScript .pt), or a Hugging Face folder"
+        "model",
+        metavar="MODEL",
+        help="model file or folder: ONNX, .pt2, TorchScript, Hugging Face and others (see dippm frameworks)",
     )
     parser.add_argument(
         "--framework", default="auto", metavar="NAME", help="format of the file (default: auto, by content)"
+    )
+    parser.add_argument(
+        "--constructor",
+        default="",
+        metavar="NAME",
+        help="what weights alone (safetensors) are of: timm:resnet50 or torchvision:resnet50",
     )
     parser.add_argument("--batch", type=whole, metavar="N", help="batch size")
     parser.add_argument(
@@ -94,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         policy=policy(args),
         digest=args.digest,
         trust_pickle=args.trust_pickle,
+        constructor=args.constructor,
     )
     if args.json:
         print(json.dumps(to_dict(prediction), indent=2))

@@ -83,6 +83,7 @@ class Plugin:
 BUILT_IN: tuple[LazyModule, ...] = (
     LazyModule("predict", "what a model file needs: memory, latency, energy, MIG profile", "dippm.cli.predict"),
     LazyModule("profiles", "the catalogue of devices and MIG profiles", "dippm.cli.profiles"),
+    LazyModule("frameworks", "what kinds of model file are read, and what each needs", "dippm.cli.frameworks"),
     LazyModule("measure", "measure cases on the GPU at hand", "dippm.measure.command", "train"),
     LazyModule("graph", "make the model graphs of measured cases", "dippm.zoo.command", "train"),
     LazyModule("train", "train the network on measured cases", "dippm.train.command", "train"),

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dippm.data.reader import DataSet
+from dippm.profiles import resolve_device
+
+Row = dict[str, Any]
+
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 LABELS = (
     "weights_mib", "allocated_mib", "activations_mib", "reserved_mib", "footprint_mib", "min_cap_steady_mib",
     "device_ms", "host_ms", "latency_ms", "energy_j",
 )  # fmt: skip
-FOOTPRINT_EDGES = (0, 1000, 2000, 5000, 10_000, 20_000, 40_000, 100_000)
+FOOTPRINT_EDGES = (0, 750, 1500, 3000, 6000, 12_000, 24_000, 48_000, 96_000, 192_000)
+DEVICES = ("A100-SXM4-40GB", "H200")
+"""Cards whose MIG profiles the smallest caps are held against."""
 REPEATED = ("device_ms", "host_ms", "latency_ms", "energy_j")
 
 
@@ -31,26 +39,27 @@ def write_card(root: Path) -> None:
 
 def render(root: Path) -> str:
     """The generated part: counts, distributions, repeat errors, failures."""
-    import pyarrow.parquet as parquet
-
-    cases: list[dict[str, Any]] = parquet.read_table(root / "cases.parquet").to_pylist()
-    anchors: list[dict[str, Any]] = parquet.read_table(root / "anchors.parquet").to_pylist()
-    calls = parquet.read_metadata(root / "calls.parquet").num_rows
+    data = DataSet(root)
+    cases = data.rows("cases")
     good = [row for row in cases if row["status"] == "ok"]
     parts = [
         f"{len(cases)} cases ({len(good)} with labels, {sum(r['timed'] for r in good)} of them timed) of "
         f"{len({r['network'] for r in good})} networks, {len({r['architecture'] for r in good})} architectures, "
-        f"{len({r['super_family'] for r in good})} super-families; {calls} distinct calls of the framework.",
+        f"{len({r['super_family'] for r in good})} super-families; {data.distinct_calls} distinct calls of the "
+        f"framework. {sum(path.stat().st_size for path in root.glob('*.parquet')) / 2**20:.1f} MiB in all.",
         _counts(good),
         _quantiles(good),
         _footprints(good),
+        _caps(good),
         _shares(good),
         _families(good),
-        _repeats(anchors),
+        _repeats(cases, data.rows("repeats")),
+        _anchors(data.rows("anchors")),
+        _onnxruntime(data.rows("onnxruntime")),
         _failures(cases),
-        _machines(cases),
+        _machines([*cases, *data.rows("repeats")]),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -62,7 +71,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _counts(rows: Sequence[dict[str, Any]]) -> str:
+def _counts(rows: Sequence[Row]) -> str:
     found = [
         (column, ", ".join(f"{name} {count}" for name, count in Counter(row[column] for row in rows).most_common()))
         for column in ("precision", "mode", "runtime", "allocator", "source")
@@ -70,7 +79,7 @@ def _counts(rows: Sequence[dict[str, Any]]) -> str:
     return "### Cases by how they are run\n\n" + _table(("column", "cases"), found)
 
 
-def _quantiles(rows: Sequence[dict[str, Any]]) -> str:
+def _quantiles(rows: Sequence[Row]) -> str:
     found = []
     for label in LABELS:
         values = sorted(row[label] for row in rows if row[label] is not None)
@@ -81,7 +90,7 @@ def _quantiles(rows: Sequence[dict[str, Any]]) -> str:
     return "### Distributions\n\n" + _table(header, found)
 
 
-def _footprints(rows: Sequence[dict[str, Any]]) -> str:
+def _footprints(rows: Sequence[Row]) -> str:
     values = [row["footprint_mib"] for row in rows if row["footprint_mib"] is not None]
     most = max(1, len(values))
     found = []
@@ -96,7 +105,7 @@ def _footprints(rows: Sequence[dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
-def _shares(rows: Sequence[dict[str, Any]]) -> str:
+def _shares(rows: Sequence[Row]) -> str:
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row["matched_share"] is not None:
@@ -115,8 +124,8 @@ def _shares(rows: Sequence[dict[str, Any]]) -> str:
     return "### Operator rows matched with nodes of the graph\n\n" + _table(header, found)
 
 
-def _families(rows: Sequence[dict[str, Any]]) -> str:
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _families(rows: Sequence[Row]) -> str:
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["super_family"]].append(row)
     found = [
@@ -132,8 +141,8 @@ def _families(rows: Sequence[dict[str, Any]]) -> str:
     return "### Families\n\n" + _table(("super-family", "families", "architectures", "cases", "timed"), found)
 
 
-def _repeats(anchors: Sequence[dict[str, Any]]) -> str:
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _anchors(anchors: Sequence[Row]) -> str:
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in anchors:
         groups[row["case"]].append(row)
     found = []
@@ -141,15 +150,83 @@ def _repeats(anchors: Sequence[dict[str, Any]]) -> str:
         same = _spread(groups.values(), label, lambda a, b: a["gpu_uuid"] == b["gpu_uuid"])
         other = _spread(groups.values(), label, lambda a, b: a["gpu_uuid"] != b["gpu_uuid"])
         found.append((f"`{label}`", *same, *other))
+    if not anchors:
+        return ""
     header = ("label", "pairs, same card", "median", "95 %", "pairs, other card", "median", "95 %")
     return (
-        "### How well labels repeat\n\nThe anchor cases open and close each run; differences of two measurements of "
-        "one case, as a share of their mean.\n\n" + _table(header, found)
+        "### How well times repeat within and between runs\n\nThe anchor cases open and close each run; differences of "
+        "two measurements of one case, as a share of their mean.\n\n" + _table(header, found)
     )  # fmt: skip
 
 
+def _repeats(cases: Sequence[Row], repeats: Sequence[Row]) -> str:
+    first = {row["id"]: row for row in cases}
+    pairs: dict[str, list[tuple[Row, Row]]] = defaultdict(list)
+    for row in repeats:
+        if (case := first.get(row["case"])) is not None and case["status"] == row["status"] == "ok":
+            pairs[_apart(case, row)].append((case, row))
+    found = []
+    for apart, measured in sorted(pairs.items()):
+        for label in LABELS:
+            gaps = sorted(
+                abs(a[label] - b[label]) / ((abs(a[label]) + abs(b[label])) / 2)
+                for a, b in measured
+                if a[label] and b[label]
+            )
+            if gaps:
+                exact = 100 * sum(gap == 0 for gap in gaps) / len(gaps)
+                picks = (statistics.median(gaps), gaps[int(0.95 * (len(gaps) - 1))], gaps[-1])
+                found.append((apart, f"`{label}`", len(gaps), f"{exact:.0f} %", *(f"{100 * g:.2f} %" for g in picks)))
+    if not found:
+        return ""
+    header = ("measured again on", "label", "pairs", "equal", "median", "95 %", "most")
+    return (
+        "### Repeat error of each label\n\nA case's row against the same case measured once more "
+        "(`repeats.parquet`): difference as a share of the mean.\n\n" + _table(header, found)
+    )  # fmt: skip
+
+
+def _apart(case: Row, again: Row) -> str:
+    if case["gpu"] != again["gpu"]:
+        return str(again["gpu"]).removeprefix("NVIDIA ")
+    return "another machine" if case["gpu_uuid"] != again["gpu_uuid"] else "the same card"
+
+
+def _caps(rows: Sequence[Row]) -> str:
+    caps = [row["min_cap_steady_mib"] for row in rows if row["min_cap_steady_mib"] is not None]
+    if not caps:
+        return ""
+    usable = {p.usable_mib for device in DEVICES for p in resolve_device(device).profiles}
+    near = sum(
+        any(abs(cap + row["context_mib"] - u) <= 0.2 * u for u in usable)
+        for row in rows
+        if (cap := row["min_cap_steady_mib"]) is not None and row["context_mib"] is not None
+    )
+    return (
+        f"### Smallest caps\n\n{len(caps)} cases have one. With the context, {100 * near / len(caps):.0f} % are within "
+        f"20 % of what some MIG profile of {' or '.join(DEVICES)} offers."
+    )
+
+
+def _onnxruntime(rows: Sequence[Row]) -> str:
+    good = [row for row in rows if row["status"] == "ok"]
+    if not rows:
+        return ""
+    found = []
+    for label in ("memory_mib", "context_mib", "min_cap_mib", "latency_ms"):
+        values = sorted(row[label] for row in good if row[label] is not None)
+        if values:
+            picks = [values[min(len(values) - 1, int(q * len(values)))] for q in (0, 0.25, 0.5, 0.75, 1)]
+            found.append((f"`{label}`", len(values), *map(_number, picks)))
+    header = ("label", "rows", "least", "25 %", "median", "75 %", "most")
+    return (
+        f"### ONNX Runtime\n\n{len(rows)} rows of {len({r['network'] for r in rows})} networks, {len(good)} with "
+        "labels.\n\n" + _table(header, found)
+    )
+
+
 def _spread(
-    groups: Iterable[list[dict[str, Any]]], label: str, chosen: Callable[[dict[str, Any], dict[str, Any]], bool]
+    groups: Iterable[list[Row]], label: str, chosen: Callable[[dict[str, Any], Row], bool]
 ) -> tuple[int, str, str]:
     gaps = sorted(
         abs(a[label] - b[label]) / ((a[label] + b[label]) / 2)
@@ -163,14 +240,33 @@ def _spread(
     return len(gaps), f"{100 * statistics.median(gaps):.1f} %", f"{100 * gaps[int(0.95 * (len(gaps) - 1))]:.1f} %"
 
 
-def _failures(cases: Sequence[dict[str, Any]]) -> str:
+def _failures(cases: Sequence[Row]) -> str:
     failed = [row for row in cases if row["status"] != "ok"]
-    found = [(r["architecture"], r["id"].partition("-")[2], r["status"], r["reason"]) for r in failed]
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in failed:
+        groups[row["status"], _short(row["reason"])].append(row)
+    found = [
+        (status, reason, len(rows), _some(sorted({row["architecture"] for row in rows})))
+        for (status, reason), rows in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
     share = f"{100 * len(failed) / max(1, len(cases)):.1f} % of all cases have no labels.\n\n"
-    return "### Without labels\n\n" + share + _table(("architecture", "case", "status", "reason"), found)
+    return "### Without labels\n\n" + share + _table(("status", "reason", "cases", "architectures"), found)
 
 
-def _machines(cases: Sequence[dict[str, Any]]) -> str:
-    keys = ("gpu", "gpu_uuid", "driver", "cuda", "torch", "timm", "transformers", "host", "started")
-    counts = Counter(tuple(row[k] for k in keys) for row in cases)
-    return "### Machines\n\n" + _table((*keys, "cases"), [(*names, count) for names, count in counts.items()])
+def _short(reason: str) -> str:
+    """The reason without what differs from case to case, on one line of a table."""
+    plain = re.sub(r"\d+(\.\d+)?", "N", " ".join(reason.split())).replace("|", "/")
+    return plain if len(plain) <= 120 else plain[:117] + "..."
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _machines(rows: Sequence[Row]) -> str:
+    keys = ("gpu", "gpu_uuid", "driver", "cuda", "torch", "timm", "transformers", "host")
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[key] for key in keys)].append(row)
+    found = [(*names, min(r["started"] for r in group), len(group)) for names, group in groups.items()]
+    return "### Machines\n\n" + _table((*keys, "first run", "rows"), found)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ TABLES = {
     "onnxruntime": columns.ORT_COLUMNS,
 }
 
+_STORAGE = re.compile(r"( *\d+\n)+\[torch\.storage\.UntypedStorage[^]]*\]")
+"""How earlier rows spell a storage: every byte of it."""
+
 Operators = Callable[[], OperatorRows]
 """Puts together the rows of one case; their nodes are not known yet, or those of the base."""
 
@@ -57,6 +61,7 @@ def call_of(entry: Sequence[Any]) -> MeasuredCall:
     """A call as the harness writes it."""
     target, inputs, arguments, outputs, views, net, peak, events = entry
     tensors = [tuple((tuple(s), d, layout) for s, d, layout in side) for side in (inputs, outputs)]
+    arguments = _STORAGE.sub("storage", arguments)
     return MeasuredCall(target, tensors[0], arguments, tensors[1], tuple(views), net, peak, tuple(events))
 
 

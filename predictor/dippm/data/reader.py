@@ -51,6 +51,13 @@ class DataSet:
         path = self.root / f"{table}.parquet"
         return read_rows(path) if path.exists() else []
 
+    @property
+    def distinct_calls(self) -> int:
+        """Rows of `calls.parquet`: calls that differ in more than batch and precision."""
+        import pyarrow.parquet as parquet
+
+        return int(parquet.read_metadata(self.root / "calls.parquet").num_rows)
+
     @cached_property
     def _cases(self) -> list[CaseRow]:
         return [case_from_row(row) for row in read_rows(self.root / "cases.parquet")]

@@ -54,6 +54,10 @@ def _through(
         from dippm.frontend.hf_folder import graph_of_folder
 
         return graph_of_folder(artifact.path, batch=batch, inputs=inputs, shown=shown)
+    if artifact.format == "safetensors":
+        from dippm.frontend.constructors import graph_of_weights
+
+        return graph_of_weights(artifact.path, artifact.constructor, batch=batch, inputs=inputs, shown=shown)
     if not trust_pickle:
         raise UnsafeModel(
             f"{shown} is a pickled PyTorch object, and loading it would run code that it carries: export it with "

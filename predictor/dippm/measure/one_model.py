@@ -167,20 +167,21 @@ def _by_torch(artifact: Artifact, graph: ModelGraph, precision: Precision) -> di
 
 
 def _by_onnxruntime(path: Path, graph: ModelGraph) -> dict[str, float]:
-    from dippm.measure.onnxruntime_case import smallest_limit
+    from dippm.measure.onnxruntime_case import confirmed
     from dippm.measure.onnxruntime_options import OrtOptions
     from dippm.measure.onnxruntime_session import Request, trial
 
     names = [graph.values[i].name for i in graph.inputs]
     arrays = {n: x.numpy() for n, x in zip(names, example(graph, torch.device("cpu")), strict=True)}
-    request = Request(path, OrtOptions(), arrays, timed=True, complete=True)
+    request = Request(path, OrtOptions(), arrays, timed=True, complete=True, search=True)
     free = trial(request)
     if free["status"] != "ok":
         raise DippmError(f"ONNX Runtime could not run {path}: {free['reason']}")
-    found = {**free, **smallest_limit(request, free)}
+    found = {**free, **confirmed(request, free)}
+    cap = {} if found["min_cap_mib"] is None else {"min_cap_mib": found["min_cap_mib"] + found["inputs_mib"]}
     return {
-        "memory_mib": found["process_mib"], "min_cap_mib": found["min_cap_mib"] + found["inputs_mib"],
-        "context_mib": found["beside_arena_mib"], "latency_ms": found["latency_ms"],
+        "memory_mib": found["process_mib"], **cap, "context_mib": found["beside_arena_mib"],
+        "latency_ms": found["latency_ms"],
     }  # fmt: skip
 
 

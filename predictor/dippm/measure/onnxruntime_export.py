@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,35 @@ class OnnxFile:
 
 
 def export(case: ZooCase, folder: Path) -> OnnxFile:
-    """Writes the case's network into `folder`. Raises what the second exporter raises if both fail."""
+    """Writes the case's network into `folder`, in a process of its own that sees no GPU: exporters may make a CUDA
+    context, after which nothing that is forked from here could. Raises RuntimeError with what the second exporter
+    said if both fail."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            answer: dict[str, Any] = asdict(_export(case, folder))
+            answer["path"] = str(answer["path"])
+        except Exception as error:  # the parent raises it again
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+        try:
+            os.write(write, json.dumps(answer).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        body = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not body:
+        raise RuntimeError(f"the process of the export died (exit code {os.waitstatus_to_exitcode(status)})")
+    found = json.loads(body)
+    if "error" in found:
+        raise RuntimeError(found["error"])
+    return OnnxFile(**{**found, "path": Path(found["path"]), "inputs": tuple(found["inputs"])})
+
+
+def _export(case: ZooCase, folder: Path) -> OnnxFile:
     import onnx
 
     begun, asked = time.perf_counter(), OrtOptions.of(case.options)

@@ -27,6 +27,7 @@ from dippm.measure.cudart import open_cudart
 from dippm.measure.gpu_lock import GpuLock
 from dippm.measure.nvml import open_gpu
 from dippm.measure.onnxruntime_options import OrtOptions
+from dippm.replay.search import search
 
 MIB = 2.0**20
 PASSES = 3
@@ -56,6 +57,9 @@ class Request:
     timed: bool = False
     complete: bool = False
     """Also look at the outputs, and at what the arena takes when it grows by no more than it is asked for."""
+    search: bool = False
+    """Then also search the smallest limit, above `least_mib`."""
+    least_mib: float = 0.0
     provider: str = "CUDAExecutionProvider"
 
 
@@ -111,7 +115,8 @@ def _run(request: Request) -> dict[str, Any]:
             begun = time.perf_counter()
             session = _session(onnxruntime, request, request.options)
             created, after_session = time.perf_counter() - begun, device.process_mib()
-            forward, binding = _bound(session, request.inputs, device)
+            addresses = {name: device.upload(array) for name, array in request.inputs.items()}
+            forward, binding = _bound(session, request.inputs, addresses, device)
             first_ms, after_first = 0.0, None
             for index in range(PASSES):
                 os.write(2, f"{arena.MARK}pass {index + 1}\n".encode())
@@ -143,8 +148,10 @@ def _run(request: Request) -> dict[str, Any]:
             row |= _looked_at(binding)
             with lock.shared() if lock else contextlib.nullcontext():
                 del session, binding, forward
-                gc.collect()
-                row["tight_arena_mib"] = _tight_mib(onnxruntime, request, device, log)
+                again = _Again(onnxruntime, request, addresses, device, log)
+                row["tight_arena_mib"] = again.tight_mib()
+                if request.search:
+                    row |= again.smallest_limit(row)
         return row
 
 
@@ -159,13 +166,15 @@ def _session(onnxruntime: Any, request: Request, options: OrtOptions) -> Any:
     return session
 
 
-def _bound(session: Any, inputs: dict[str, Any], device: _Device) -> tuple[Callable[[], None], Any]:
+def _bound(
+    session: Any, inputs: dict[str, Any], addresses: dict[str, int], device: _Device
+) -> tuple[Callable[[], None], Any]:
     """One pass as a call, and the binding: inputs on the device, outputs allocated there by ONNX Runtime."""
     binding = session.io_binding()
     present = {value.name for value in session.get_inputs()}
     for name, array in inputs.items():
         if name in present:
-            binding.bind_input(name, device.kind, 0, array.dtype.type, array.shape, device.upload(array))
+            binding.bind_input(name, device.kind, 0, array.dtype.type, array.shape, addresses[name])
     for value in session.get_outputs():
         binding.bind_output(value.name, device.kind)
     return (lambda: session.run_with_iobinding(binding)), binding
@@ -198,21 +207,53 @@ def _looked_at(binding: Any) -> dict[str, Any]:
     return {"finite": bool(numpy.isfinite(first).all()), "alive": bool(first.size == 1 or first.std() > 0)}
 
 
-def _tight_mib(onnxruntime: Any, request: Request, device: _Device, log: Any) -> float | None:
-    """MiB of the arena after one pass when it grows by just what is asked for, without the block laid out in advance;
-    None if that did not run (the search for a limit then begins elsewhere)."""
-    begin = log.seek(0, os.SEEK_END)
-    tight = replace(request.options, arena_extend_strategy="kSameAsRequested", enable_mem_pattern="0")
-    try:
-        session = _session(onnxruntime, request, tight)
-        forward, _ = _bound(session, request.inputs, device)
-        forward()
-        device.synchronize()
-    except Exception:  # a second session on a crowded GPU; the first one's labels stand
-        return None
-    log.seek(begin)
-    grown = arena.regions(log.read().decode(errors="replace").splitlines(), device.arena)
-    return arena.total(grown) / MIB
+@dataclass(slots=True)
+class _Again:
+    """Further sessions in the process that ran free, one after the other."""
+
+    onnxruntime: Any
+    request: Request
+    addresses: dict[str, int]
+    device: _Device
+    log: Any
+    unclear: str = ""
+    """What a limited session failed with, where that was not want of memory."""
+
+    def arena_mib(self, request: Request, passes: int) -> float | None:
+        """MiB of the arena after so many passes of a new session; None if it failed."""
+        gc.collect()
+        begin = self.log.seek(0, os.SEEK_END)
+        try:
+            session = _session(self.onnxruntime, request, request.options)
+            forward, _ = _bound(session, request.inputs, self.addresses, self.device)
+            for _ in range(passes):
+                forward()
+            self.device.synchronize()
+        except Exception as error:  # a limit that is too small ends in whatever the node at hand makes of it
+            reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+            self.unclear = self.unclear if is_out_of_memory(reason) else reason
+            return None
+        self.log.seek(begin)
+        lines = self.log.read().decode(errors="replace").splitlines()
+        return arena.total(arena.regions(lines, self.device.arena)) / MIB
+
+    def tight_mib(self) -> float | None:
+        """The arena after one pass when it grows by just what is asked for, without the block laid out in advance."""
+        tight = replace(self.request.options, arena_extend_strategy="kSameAsRequested", enable_mem_pattern="0")
+        return self.arena_mib(replace(self.request, options=tight), 1)
+
+    def smallest_limit(self, free: dict[str, Any]) -> dict[str, Any]:
+        """Searches the smallest limit under which three passes succeed."""
+
+        def passes(limit_mib: float) -> float | None:
+            return self.arena_mib(replace(self.request, limit_bytes=int(limit_mib * MIB)), PASSES)
+
+        low, high, tight = max(free["reserved_mib"], self.request.least_mib), free["arena_mib"], free["tight_arena_mib"]
+        found = search(passes, guess=(low + high) / 2 if tight is None else tight * 1.005, low=low, high=high)
+        return {
+            "min_cap_mib": found.passed, "cap_failed_mib": found.failed, "cap_trials": found.trials,
+            "cap_unclear": self.unclear,
+        }  # fmt: skip
 
 
 def _less(whole: float | None, *parts: float | None) -> float | None:

@@ -75,6 +75,8 @@ def argument_text(value: Any) -> str:
     """One argument in a short, repeatable spelling; floats to six digits."""
     if isinstance(value, torch.Tensor):
         return "T"
+    if isinstance(value, torch.UntypedStorage):
+        return "storage"
     if isinstance(value, list | tuple):
         return "[" + ",".join(argument_text(item) for item in value) + "]"
     if isinstance(value, float):
