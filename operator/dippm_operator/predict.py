@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dippm.case import Case
 from dippm.policy import Policy
 from dippm.prediction import Prediction
 from dippm.profiles import Device
 from dippm.version import VERSION
-from dippm_operator.fetch import shown
+from dippm_operator.fetch import Fetched, shown
 from dippm_operator.resource import InferenceJobSpec, ModelFormat, ModelInput
+
+if TYPE_CHECKING:
+    from dippm.frontend.kept_graphs import KeptGraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class Question:
     """Parse in a separate, limited process. Only a file of the user's own, on his own machine, goes without."""
     device: Device | None = None
     """The device as the cluster's labels size it; None takes the catalogue's entry for `case.device`."""
+    content: str = ""
+    """A name for the artifact's content; empty where it has none, and its graph is not kept."""
 
 
 Predictor = Callable[[Question], Prediction]
@@ -44,11 +51,12 @@ Predictor = Callable[[Question], Prediction]
 
 
 def question_for(
-    spec: InferenceJobSpec, path: Path, *, case: Case, policy: Policy, device: Device | None = None
+    spec: InferenceJobSpec, artifact: Fetched, *, case: Case, policy: Policy, device: Device | None = None
 ) -> Question:
-    """The question that a spec asks about an artifact that lies at `path`."""
+    """The question that a spec asks about an artifact."""
     return Question(
-        path=path,
+        path=artifact.path,
+        content=artifact.content,
         uri=shown(spec.model.uri),
         format=spec.model.format,
         inputs=spec.model.inputs,
@@ -68,9 +76,10 @@ def predictor_version() -> str:
     return f"{VERSION}+{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"
 
 
-def ask(question: Question) -> Prediction:
+def ask(question: Question, *, graphs: tuple[Path, int] | None = None) -> Prediction:
     """Parse the artifact (in a limited child process) and predict in this one.
 
+    `graphs`: a folder in which graphs are kept between questions, and how many bytes they may take.
     Raises DippmError: what is wrong with the file, its shapes or the device.
     """
     from dippm.artifact import open_artifact
@@ -81,6 +90,19 @@ def ask(question: Question) -> Prediction:
 
     artifact = open_artifact(question.path, framework=question.format.value, uri=question.uri)
     inputs = tuple(InputSpec(one.name, one.shape, one.dtype) for one in question.inputs) or None
-    load = load_graph_in_child if question.limited else load_graph
-    graph = load(artifact, batch=question.case.batch, inputs=inputs)
+    batch = question.case.batch
+    if not question.limited:
+        graph = load_graph(artifact, batch=batch, inputs=inputs)
+    elif graphs is None or not question.content:
+        graph = load_graph_in_child(artifact, batch=batch, inputs=inputs)
+    else:
+        graph = _kept_graphs(*graphs).load(artifact, content=question.content, batch=batch, inputs=inputs)
     return predict_graph(graph, question.case, question.policy, device=question.device)
+
+
+@cache
+def _kept_graphs(folder: Path, max_bytes: int) -> KeptGraphs:
+    from dippm.frontend.kept_graphs import KeptGraphs
+    from dippm.kept import Kept
+
+    return KeptGraphs(Kept(folder, max_bytes))

@@ -182,7 +182,7 @@ async def _predict_all(documents: Sequence[Document], predictor: Predictor, devi
                 try:
                     async with fetcher.open(uri, digest=job.spec.model.digest) as artifact:
                         case, policy = case_of(job.spec, job.spec.device or device), policy_of(job.spec)
-                        question = question_for(job.spec, artifact.path, case=case, policy=policy)
+                        question = question_for(job.spec, artifact, case=case, policy=policy)
                         question = replace(question, uri=shown(uri), limited=not uri.startswith("file:"))
                         predicted[index] = _answer(job, predictor(question))
                 except DippmError as error:

@@ -96,6 +96,11 @@ def open_artifact(
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
+    if str(path).startswith("pvc:"):
+        raise ArtifactUnreachable(
+            f"{path} is a claim, which only pods of its cluster can read: give a local copy of the model, or let the "
+            "operator in that cluster size the job"
+        )
     if _URI.match(str(path)):
         raise ArtifactUnreachable(
             f"{path} is a URI, and only files on this machine are read here: give a local path "

@@ -65,7 +65,7 @@ def _framework(name: str) -> Framework:
         try:
             packages = converter.installed()
         except ModelFormatError as error:
-            packages, problem = dict.fromkeys(converter.packages), str(error)
+            packages, problem = {n.partition("|")[0]: None for n in converter.packages}, str(error)
     elif extra := _EXTRAS.get(name):
         install, packages = f"pip install 'dippm[{extra[0]}]'", versions(extra[1])
     return Framework(name, spoken(name), resolved.asked, resolved.predicted, packages, install, python, problem)

@@ -200,8 +200,10 @@ def _json_object(path: Path, shown: str) -> dict[str, Any]:
 def _parsed(text: bytes, path: Path, shown: str) -> dict[str, Any]:
     try:
         body = json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         body = None
+    except RecursionError:
+        raise ModelFormatError(f"{shown}: {path.name} is nested too deeply to be read") from None
     if not isinstance(body, dict):
         raise ModelFormatError(f"{shown}: {path.name} is not the JSON object that it should be: download it again")
     return body

@@ -335,3 +335,19 @@ def test_the_webhook_drains_before_kubelet_kills_it() -> None:
     drain = parse_settings(container(release, "webhook")["args"]).drain_seconds
     pod = find(release, "Deployment", "dippm-webhook")["spec"]["template"]["spec"]
     assert drain + 5 < pod["terminationGracePeriodSeconds"]
+
+
+def test_claims_are_read_and_private_addresses_blocked_where_the_values_say_so() -> None:
+    def of(operator: dict[str, Any]) -> tuple[list[str], set[str]]:
+        release = objects({"operator": operator})
+        rules = find(release, "ClusterRole", "dippm-operator")["rules"]
+        asked = [a for a in container(release, "operator")["args"] if "claim" in a or "private" in a]
+        return asked, {resource for rule in rules for resource in rule["resources"]}
+
+    arguments, resources = of({})
+    assert arguments == []
+    assert not resources & {"persistentvolumeclaims", "pods/log"}
+    arguments, resources = of({"claims": {"enabled": True}, "blockPrivateAddresses": True})
+    image = container(objects(), "operator")["image"]
+    assert arguments == [f"--claim-image={image}", "--claim-seconds=120", "--block-private-addresses"]
+    assert resources >= {"persistentvolumeclaims", "pods/log"}

@@ -173,6 +173,8 @@ def test_rows_are_added_to_a_base(tmp_path: Path) -> None:
     assert more.operators(more.cases()[0]).calls == base.operators(base.cases()[0]).calls
     assert more.graph(more.cases()[0]) == base.graph(base.cases()[0])
     assert [r["run"] for r in more.rows("repeats")] == ["second"]
+    once_more = pack([*RUNS, row("first"), row("second")], listed(), Graphs([], more), more)
+    assert len(once_more.repeats) == 1
 
 
 def test_a_storage_is_not_spelled_byte_by_byte() -> None:
@@ -182,7 +184,7 @@ def test_a_storage_is_not_spelled_byte_by_byte() -> None:
 
 
 def test_rows_of_onnx_runtime_have_a_table_of_their_own(tmp_path: Path) -> None:
-    name = "abc-b2-fp16-inference-onnxruntime-default"
+    name = "abc-b2-fp16-inference-onnxruntime-default;batch_axis=fixed"
     ort = {"case": name, "purpose": "onnxruntime", "status": "ok", "run": "first", "provider_options": {"a": "1"}}
     packed = pack([*RUNS, row("first"), {**ort, "memory_mib": 7.0}, {**ort, "min_cap_mib": 5.0}], listed(), stored())
     write(packed, tmp_path)

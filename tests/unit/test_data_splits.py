@@ -20,16 +20,17 @@ from dippm.evaluate.command import add_arguments, run
 from dippm.train.corpus import UNMEASURED, Corpus
 from dippm.train.examples import read_cases
 from dippm.train.split import folds, without_held_back_operators
-from dippm.zoo.catalogue import declared
+from dippm.zoo.catalogue import broad
 
 ROOT = Path(__file__).parents[2] / "datasets" / "h200-v1"
-FAMILIES = ("resnet", "vit", "bert", RANDOM, RANDOM)
+LOCKED = min(locked())
+FAMILIES = ("resnet", "vit", LOCKED, RANDOM, RANDOM)
 
 
 def test_six_super_families_are_locked_and_none_of_the_papers() -> None:
     assert len(locked()) == 6
     assert not locked() & splits.PAPERS
-    assert locked() <= {member.super_family for member in declared()}
+    assert locked() <= {member.super_family for member in broad()}
 
 
 def test_every_super_family_has_one_place() -> None:
@@ -49,11 +50,11 @@ def test_what_is_new_joins_the_folds_and_moves_nothing() -> None:
 
 
 def test_locked_ones_are_drawn_among_those_with_enough_members() -> None:
-    counts = {f"family{i}": 10 + i % 3 for i in range(9)} | {"small": 9, "resnet": 99, RANDOM: 999}
-    drawn = splits.draw_locked(counts)
-    assert drawn == splits.draw_locked(dict(reversed(counts.items())))
+    counts = {f"family{i}": 8 + i % 3 for i in range(9)} | {"small": 7, "looked_at": 50, "resnet": 99, RANDOM: 999}
+    drawn = splits.draw_locked(counts, ["looked_at"])
+    assert drawn == splits.draw_locked(dict(reversed(counts.items())), ["looked_at"])
     assert len(drawn) == 6
-    assert not {"small", "resnet", RANDOM} & set(drawn)
+    assert not {"small", "looked_at", "resnet", RANDOM} & set(drawn)
 
 
 def test_the_random_split_is_the_papers_70_15_15() -> None:
@@ -95,7 +96,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_and_evaluation_leave_locked_super_families_out(folder: Path) -> None:
     assert [c.example.group for c in read_cases(folder)] == ["resnet", "vit", RANDOM, RANDOM]
-    assert [c.example.group for c in read_cases(folder, release=True)] == ["bert"]
+    assert [c.example.group for c in read_cases(folder, release=True)] == [LOCKED]
+
+
+def test_evaluation_of_unseen_architectures_leaves_the_training_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    seen = tmp_path / "heldback.csv"
+    run(parser.parse_args(["--data", str(folder), "--json", "--out", str(seen)]))
+    assert json.loads(capsys.readouterr().out)["cases"] == 4
+    text = [line for line in seen.read_text().splitlines() if "vit_1" not in line]
+    seen.write_text("\n".join(text) + "\n")
+    run(parser.parse_args(["--data", str(folder), "--json", "--unseen", str(seen)]))
+    assert json.loads(capsys.readouterr().out)["cases"] == 1
+    run(parser.parse_args(["--data", str(folder), "--json", "--sample", "2"]))
+    assert json.loads(capsys.readouterr().out)["cases"] == 2
+    with pytest.raises(ArtifactUnreachable, match=r"heldback.csv of the bundle's training"):
+        run(parser.parse_args(["--data", str(folder), "--unseen", str(tmp_path / "none.csv")]))
 
 
 def test_evaluate_looks_at_locked_cases_only_when_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +155,7 @@ def test_load_gives_graphs_with_fixed_splits(folder: Path, tmp_path: Path) -> No
     assert graph.y[0, :2].tolist() == [3.0, 1.0]
     assert torch.isnan(graph.y[0, 3])
     assert graph.workspace_bytes.tolist() == [1536, 0, -1]
-    assert data.cases[int(data[2].index)].super_family == "bert"
+    assert data.cases[int(data[2].index)].super_family == LOCKED
     assert sum(len(part) for part in data.random_split()) == 4
     assert [int(g.index) for g in data.release()] == [2]
     again = dippm.data.load(folder, processed=tmp_path)
@@ -149,7 +170,7 @@ def test_a_fold_leaves_whole_super_families_out(folder: Path, tmp_path: Path) ->
     train, test = data.leave_families_out(fold)
     names = [data.cases[int(g.index)].super_family for g in test]
     assert "vit" in names
-    assert not {"bert"} & {data.cases[int(g.index)].super_family for part in (train, test) for g in part}
+    assert not {LOCKED} & {data.cases[int(g.index)].super_family for part in (train, test) for g in part}
     for graph in train:
         family = data.cases[int(graph.index)].super_family
         assert family != "vit"

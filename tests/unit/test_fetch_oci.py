@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import io
 import json
 import shutil
+import tarfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,15 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.hugging_face import LLAMA_7B, write_llama
 from tests.unit.test_fetch_skim import LIMITS, write_onnx
 
-from dippm.errors import ArtifactUnreachable, DigestMismatch
+from dippm import hf_files
+from dippm.artifact import open_artifact
+from dippm.errors import ArtifactUnreachable, DigestMismatch, DippmError
+from dippm.frontend import load_graph
 from dippm_operator.fetch import ArtifactCache, Credentials, Fetcher
-from dippm_operator.fetch.oci import MANIFEST, TITLE, Reference, model_layer, parse_oci
+from dippm_operator.fetch.oci import FILE_PATH, MANIFEST, TITLE, Reference, layers_of, parse_oci
 
 
 def digest_of(data: bytes) -> str:
@@ -175,13 +182,175 @@ async def test_debians_registry_gives_parts(docker_registry: str, fetcher: Fetch
     ("manifest", "words"),
     [
         ({"schemaVersion": 2, "manifests": []}, "not one artifact"),
-        ({"schemaVersion": 2, "layers": []}, "no layer that is a model file"),
-        (json.loads(manifest_of(a__onnx=b"a", b__pt2=b"b")), "several model files"),
+        ({"schemaVersion": 2, "layers": [{"digest": "md5:1", "mediaType": "x"}]}, "names a layer by md5:1"),
     ],
 )
-def test_artifact_without_one_model_says_so(manifest: dict[str, Any], words: str) -> None:
+def test_what_is_no_artifact_says_so(manifest: dict[str, Any], words: str) -> None:
     with pytest.raises(ArtifactUnreachable, match=words):
-        model_layer("oci://r/m", manifest)
+        layers_of("oci://r/m", manifest)
+
+
+KIT = "application/vnd.kitops.modelkit."
+
+
+def tar_of(**files: bytes) -> bytes:
+    """A tar archive; `__` is a dot and `___` a slash."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name.replace("___", "/").replace("__", "."))
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+class Blobs:
+    """A registry for everyone, with any layers; the bytes of blobs that are sent are counted."""
+
+    def __init__(self, layers: list[tuple[str, dict[str, str], bytes]], config: str, *, ranges: bool = True) -> None:
+        self.blobs = {digest_of(content): content for _, _, content in layers}
+        self.ranges = ranges
+        self.sent = 0
+        rows = [
+            {"mediaType": kind, "digest": digest_of(content), "size": len(content), "annotations": notes}
+            for kind, notes, content in layers
+        ]
+        body = {"schemaVersion": 2, "config": {"mediaType": config, "digest": digest_of(b"{}")}, "layers": rows}
+        self.manifest = json.dumps(body).encode()
+        platforms = [("linux", "arm64", digest_of(b"arm")), ("linux", "amd64", digest_of(self.manifest))]
+        entries = [{"digest": d, "platform": {"os": system, "architecture": a}} for system, a, d in platforms]
+        self.index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+        application = web.Application()
+        application.router.add_get("/v2/m/manifests/{version}", self.get_manifest)
+        application.router.add_get("/v2/m/blobs/{digest}", self.get_blob)
+        self.server = TestServer(application)
+
+    async def get_manifest(self, request: web.Request) -> web.Response:
+        version = request.match_info["version"]
+        known = {"v1": self.manifest, "index": self.index, digest_of(self.manifest): self.manifest}
+        return web.Response(body=known[version]) if version in known else web.Response(status=404)
+
+    async def get_blob(self, request: web.Request) -> web.Response:
+        content = self.blobs[request.match_info["digest"]]
+        if self.ranges and "Range" in request.headers:
+            part = content[request.http_range]
+            start = request.http_range.start
+            headers = {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{len(content)}"}
+            self.sent += len(part)
+            return web.Response(status=206, body=part, headers=headers)
+        self.sent += len(content)
+        return web.Response(body=io.BytesIO(content))
+
+    async def uri(self, version: str = "v1") -> str:
+        await self.server.start_server()
+        return f"oci://127.0.0.1:{self.server.port}/m:{version}"
+
+
+def llama_files(folder: Path) -> dict[str, bytes]:
+    tiny = LLAMA_7B | {"hidden_size": 256, "vocab_size": 4000, "num_hidden_layers": 4, "intermediate_size": 512}
+    write_llama(folder, tiny, shards=2)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def named(prefix: str, files: dict[str, bytes]) -> dict[str, bytes]:
+    return {prefix + name.replace(".", "__"): content for name, content in files.items()}
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+async def test_modelkit_costs_the_graph_in_its_archive(
+    fetcher: Fetcher, content: bytes, tmp_path: Path, ranges: bool
+) -> None:
+    """As `kit pack` makes one: an archive for each path of the Kitfile, whatever else beside the model."""
+    registry = Blobs(
+        [
+            (f"{KIT}model.v1.tar", {}, tar_of(net___model__onnx=content)),
+            (f"{KIT}dataset.v1.tar", {}, tar_of(data___other__onnx=b"x" * 1_000_000)),
+            (f"{KIT}code.v1.tar", {}, tar_of(train__py=b"x" * 1_000_000)),
+        ],
+        f"{KIT}config.v1+json",
+        ranges=ranges,
+    )
+    uri = await registry.uri()
+    async with fetcher.open(uri) as artifact:
+        assert artifact.size_bytes == len(content)
+        assert load_graph(open_artifact(artifact.path), batch=2) == load_graph(
+            open_artifact(tmp_path / "model.onnx"), batch=2
+        )
+    if ranges:
+        assert registry.sent < 70_000
+        sent = registry.sent
+        async with fetcher.open(uri) as artifact:
+            assert artifact.fetched_bytes == 0
+        assert registry.sent - sent < 8_000, "its directory"
+    else:
+        assert registry.sent < 3 * len(content), "once for the directory and once for the model; no data set"
+    async with fetcher.open(uri, digest=digest_of(content)) as artifact:
+        assert artifact.content_digest == digest_of(content), "the digest is that of the file in the archive"
+    await registry.server.close()
+
+
+@pytest.mark.parametrize("form", ["kit", "image", "oras", "modelpack"])
+async def test_hugging_face_folder_in_layers(fetcher: Fetcher, tmp_path: Path, form: str) -> None:
+    files = llama_files(tmp_path / "llama")
+    octets = "application/octet-stream"
+    if form == "kit":
+        layers = [(f"{KIT}model.v1.tar", {}, tar_of(**named("llama___", files)))]
+        registry = Blobs(layers, f"{KIT}config.v1+json")
+    elif form == "image":
+        system = gzip.compress(tar_of(etc___config__json=b"{}", bin___net__onnx=b"not ours"))
+        kind = "application/vnd.oci.image.layer.v1.tar"
+        packed = gzip.compress(tar_of(**named("models___", files)))
+        layers = [(f"{kind}+gzip", {}, system), (f"{kind}+gzip", {}, packed)]
+        registry = Blobs(layers, "application/vnd.oci.image.config.v1+json")
+    elif form == "oras":
+        registry = Blobs([(octets, {TITLE: name}, c) for name, c in files.items()], "application/vnd.oci.empty.v1+json")
+    else:
+        kind = "application/vnd.cncf.model.weight.v1.raw"
+        layers = [(kind, {FILE_PATH: f"net/{name}"}, c) for name, c in files.items()]
+        registry = Blobs(layers, "application/vnd.cncf.model.config.v1+json")
+    async with fetcher.open(await registry.uri("index" if form == "image" else "v1")) as artifact:
+        assert open_artifact(artifact.path).format == "huggingface"
+        weights, expected = (hf_files.read_weight_files(f, "x") for f in (artifact.path, tmp_path / "llama"))
+        assert (weights.elements, weights.header_digest) == (expected.elements, expected.header_digest)
+        assert artifact.size_bytes == sum(map(len, files.values()))
+    if form != "image":
+        assert registry.sent < 60_000, registry.sent
+    await registry.server.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "words"),
+    [
+        ("tar+zstd", b"", "compressed with zstd"),
+        ("tar", b"no archive" * 100, "no sound tar archive"),
+        ("tar+gzip", b"no archive" * 100, "no gzip archive"),
+        ("tar+gzip", gzip.compress(tar_of(net__onnx=bytes(30_000_000))), "unpacks to more than 20000000 bytes"),
+        ("tar", tar_of(a__onnx=b"a", b__onnx=b"b"), "several models"),
+        ("tar", tar_of(readme__md=b"a"), "holds no model"),
+    ],
+)
+async def test_layer_that_does_not_do(tmp_path: Path, kind: str, content: bytes, words: str) -> None:
+    registry = Blobs([(f"{KIT}model.v1.{kind}", {}, content)], f"{KIT}config.v1+json")
+    limits = replace(LIMITS, max_bytes=20_000_000)
+    fetcher = Fetcher(ArtifactCache(tmp_path / "cache", 1_000_000_000), limits)
+    with pytest.raises(DippmError, match=words):
+        async with fetcher.open(await registry.uri()):
+            pass
+    await fetcher.close()
+    await registry.server.close()
+
+
+async def test_large_compressed_layer_is_refused_with_the_way_out(
+    fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dippm_operator.fetch.oci.COMPRESSED_BYTES", 100)
+    packed = gzip.compress(tar_of(net__onnx=bytes(range(256)) * 10))
+    registry = Blobs([(f"{KIT}model.v1.tar+gzip", {}, packed)], f"{KIT}config.v1+json")
+    with pytest.raises(ArtifactUnreachable, match=r"kit pack --compression none"):
+        async with fetcher.open(await registry.uri()):
+            pass
+    assert registry.sent == 0
+    await registry.server.close()
 
 
 def test_references() -> None:

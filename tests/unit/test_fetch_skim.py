@@ -107,6 +107,51 @@ async def test_onnx_weights_are_jumped_over_and_the_graph_is_the_same(
     assert got == load_graph(open_artifact(path), batch=3)
 
 
+def varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def write_large_onnx(path: Path, *, layers: int, width: int) -> None:
+    """As `write_onnx`, with weights that are holes: half a gigabyte that takes no room."""
+    nodes = [helper.make_node("MatMul", [f"x{n}", f"w{n}"], [f"x{n + 1}"]) for n in range(layers)]
+    ends = [helper.make_tensor_value_info(f"x{n}", TensorProto.FLOAT, ["batch", width]) for n in (0, layers)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    model.ClearField("graph")
+    data = 4 * width * width
+    heads = []
+    for number in range(layers):
+        tensor = TensorProto(name=f"w{number}", data_type=TensorProto.FLOAT, dims=[width, width])
+        body = tensor.SerializeToString() + b"\x4a" + varint(data)
+        heads.append(b"\x2a" + varint(len(body) + data) + body)
+    small = graph.SerializeToString()
+    with path.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.write(b"\x3a" + varint(len(small) + sum(len(head) + data for head in heads)) + small)
+        for head in heads:
+            file.write(head)
+            file.seek(data, 1)
+        file.truncate()
+
+
+async def test_half_a_gigabyte_of_embedded_weights_costs_under_two_megabytes(tmp_path: Path, fetcher: Fetcher) -> None:
+    path = tmp_path / "large.onnx"
+    write_large_onnx(path, layers=32, width=2048)
+    assert path.stat().st_size > 500_000_000
+    store = Store(tmp_path, ranges=True)
+    await store.server.start_server()
+    async with fetcher.open(store.url("large.onnx")) as artifact:
+        assert artifact.size_bytes == path.stat().st_size
+        assert 0 < artifact.fetched_bytes < 100_000
+        graph = load_graph(open_artifact(artifact.path), batch=2)
+    assert sum(graph.values[i].spec.shape[0] for i in graph.parameter_ids) == 32 * 2048
+    await store.server.close()
+
+
 async def test_exported_program_without_its_tensors(store: Store, fetcher: Fetcher, tmp_path: Path) -> None:
     module, x = small_module()
     path = tmp_path / "model.pt2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend import load_graph, pool
 from dippm.frontend.child import _understood, load_graph_in_child
+from dippm.frontend.kept_graphs import KeptGraphs
 from dippm.frontend.limits import Limits
 from dippm.frontend.pool import PARENT, WarmParent
+from dippm.kept import Kept
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 
@@ -89,6 +92,16 @@ def test_the_child_gives_the_same_graph(resnet50: Artifact) -> None:
     assert load_graph_in_child(resnet50, batch=3) == load_graph(resnet50, batch=3)
 
 
+def test_no_child_is_asked_for_another_batch_of_the_same_content(
+    resnet50: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = KeptGraphs(Kept(tmp_path, 10_000_000))
+    graphs.load(resnet50, content="c", batch=16)
+    graphs.settle()
+    monkeypatch.setattr(PARENT, "ask", None)
+    assert graphs.load(resnet50, content="c", batch=32) == load_graph(resnet50, batch=32)
+
+
 def test_errors_cross_as_they_are(tmp_path: Path, resnet50: Artifact) -> None:
     with pytest.raises(InputShapeError, match="batch must be at least 1"):
         load_graph_in_child(resnet50, batch=0)
@@ -100,11 +113,52 @@ def test_errors_cross_as_they_are(tmp_path: Path, resnet50: Artifact) -> None:
 
 @pytest.mark.parametrize(
     ("limit", "value", "says"),
-    [("address_space_bytes", 1 << 30, "memory"), ("cpu_seconds", 1, "CPU time"), ("wall_seconds", 0.3, "wall clock")],
+    [
+        ("address_space_bytes", 1 << 30, "1024 MiB of memory"),
+        ("cpu_seconds", 1, "more than 1 s of CPU time"),
+        ("wall_seconds", 0.3, r"longer than 0.3 s \(wall clock\)"),
+        ("result_bytes", 1 << 20, "graph of more than 1 MiB"),
+    ],
 )
 def test_each_limit_says_which_it_was(long_chain: Artifact, limit: str, value: float, says: str) -> None:
     with pytest.raises(ParseLimitExceeded, match=says):
         load_graph_in_child(long_chain, batch=1, limits=dataclasses.replace(Limits(), **{limit: value}))
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "attempt", "says"),
+    [
+        ("file_size_bytes", 1 << 20, "open(folder + '/f', 'wb').write(b'x' * (2 << 20))", "a file of more than 1 MiB"),
+        ("open_files", 16, "[open('/dev/null') for _ in range(32)]", "more than 16 open files"),
+        ("processes", 0, "threading.Thread(target=print).start()", "more than 0 processes or threads"),
+        ("address_space_bytes", 1 << 30, "bytearray(2 << 30)", "more than 1024 MiB of memory"),
+        ("processes", 64, "os.system('true')", r"tries to reach out \(reading a model may not do os.system\)"),
+        ("processes", 64, "socket.socket()", r"tries to reach out \(reading a model may not do socket.__new__\)"),
+    ],
+)
+def test_what_runs_into_a_limit_is_told_which(limit: str, value: int, attempt: str, says: str, tmp_path: Path) -> None:
+    """The limits as the child sets them, in a process of its own: they cannot be raised again."""
+    code = (
+        "import os, socket, subprocess, sys, threading\n"
+        "from dippm.frontend.limits import Limits, cut_off, limit_self, which_limit\n"
+        "folder, limits = sys.argv[1], Limits(**{sys.argv[2]: int(sys.argv[3])})\n"
+        "if os.getuid() == 0: os.setresuid(65534, 65534, 65534)\n"  # the kernel holds root to no number of processes
+        "limit_self(limits)\n"
+        "cut_off()\n"
+        "try:\n"
+        f"    {attempt}\n"
+        "except Exception as error:\n"
+        "    print(which_limit(error, 'm', limits))\n"
+    )
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), limit, str(value)],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert re.search(says, done.stdout), done.stdout + done.stderr
 
 
 def test_a_crash_is_one_sentence(resnet50: Artifact) -> None:
@@ -112,6 +166,8 @@ def test_a_crash_is_one_sentence(resnet50: Artifact) -> None:
         with pytest.raises(ParseLimitExceeded) as refused:
             _understood(b'{"graph": {"unfinished', status, resnet50, Limits())
         assert "\n" not in str(refused.value)
+    with pytest.raises(ParseLimitExceeded, match="wrote a file of more than 1 MiB"):
+        _understood(b"", -signal.SIGXFSZ, resnet50, Limits())
 
 
 def test_the_child_may_not_reach_out() -> None:

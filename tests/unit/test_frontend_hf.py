@@ -145,7 +145,7 @@ def test_any_bytes_are_weights_or_one_sentence(tmp_path_factory: pytest.TempPath
         (b"[]", "no model"),
         (b"{", "config.json is not the JSON object"),
         (b"{}", "names no model_type"),
-        (b'{"a":' * 5000, "config.json is not the JSON object"),
+        (b'{"a":' * 5000, "config.json is nested too deeply"),
     ],
 )
 def test_a_config_that_is_none_is_refused(tmp_path: Path, text: bytes, says: str) -> None:

@@ -14,17 +14,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from dippm.artifact import Artifact, open_artifact
-from dippm.case import Runtime
+from dippm.case import Case, Runtime
 from dippm.errors import ModelFormatError, ParseLimitExceeded, UnsafeModel, UnsupportedOperator
 from dippm.features import static_features
 from dippm.frontend import load_graph
 from dippm.frontend.child import load_graph_in_child
 from dippm.frontend.converter import CONVERTERS, PADDLE, as_onnx
+from dippm.frontend.paddle_onnx import with_biases, without_identities
 from dippm.frontend.paddle_program import check, checked_operators, parameters
+from dippm.policy import DEFAULT_POLICY
+from dippm.prediction import Basis
 from dippm.runtimes import resolve
+from dippm_operator.predict import Question, ask
+from dippm_operator.resource import ModelFormat, ModelInput
 
 PROGRAMS = Path(__file__).parents[1] / "golden" / "frontend" / "paddle"
 BENCH = Path(__file__).parents[2] / "bench" / "models" / "paddle_models.py"
@@ -143,6 +149,44 @@ def test_other_formats_are_left_alone(tmp_path: Path) -> None:
         assert (readable, notes) == (artifact, ())
 
 
+def test_a_bias_is_the_convolutions_again_and_identities_go() -> None:
+    node, helper = onnx.helper.make_node, onnx.helper
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Constant", [], ["shape"], value=helper.make_tensor("t", onnx.TensorProto.INT64, [4], [1, -1, 1, 1])),
+        node("Identity", ["shape"], ["same"]),
+        node("Reshape", ["b", "same"], ["r"]),
+        node("Add", ["c", "r"], ["a"]),
+        node("Identity", ["a"], ["dropped"]),
+        node("Conv", ["dropped", "w2"], ["c2"]),
+        node("Reshape", ["b", "same"], ["r2"]),
+        node("Add", ["r2", "c2"], ["a2"]),  # one channel more: not this convolution's bias
+        node("Identity", ["a2"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3, 8, 8]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    without_identities(graph)
+    with_biases(graph, {"w": ("FLOAT", [8, 3, 3, 3]), "b": ("FLOAT", [8]), "w2": ("FLOAT", [9, 8, 1, 1])})
+    assert [(n.op_type, list(n.input), list(n.output)) for n in graph.node if n.op_type != "Constant"] == [
+        ("Conv", ["x", "w", "b"], ["a"]),
+        ("Reshape", ["b", "shape"], ["r"]),
+        ("Conv", ["a", "w2"], ["c2"]),
+        ("Reshape", ["b", "shape"], ["r2"]),
+        ("Add", ["r2", "c2"], ["a2"]),
+        ("Identity", ["a2"], ["y"]),
+    ]
+
+
+@needs_paddle
+def test_the_operator_sizes_it() -> None:
+    inputs: tuple[ModelInput, ...] = ()
+    case, path = Case(batch=4, device="H200"), PROGRAMS / "small.json"
+    prediction = ask(Question(path, "s3://models/small.json", ModelFormat.PADDLE, inputs, case, DEFAULT_POLICY))
+    assert (prediction.format, prediction.runtime, prediction.basis) == ("paddle", "paddle", Basis.PROXY)
+    with pytest.raises(ModelFormatError, match="is a PaddlePaddle inference model, not onnx"):
+        ask(Question(path, "s3://models/small.json", ModelFormat.ONNX, inputs, case, DEFAULT_POLICY))
+
+
 @needs_paddle
 def test_both_formats_give_one_graph_and_need_no_weights(tmp_path: Path) -> None:
     graphs = []
@@ -150,6 +194,7 @@ def test_both_formats_give_one_graph_and_need_no_weights(tmp_path: Path) -> None
         alone = shutil.copy(PROGRAMS / name, tmp_path / name)
         graphs.append(load_graph_in_child(open_artifact(alone), batch=3))
     assert [o.kind for o in graphs[0].operators] == [o.kind for o in graphs[1].operators]
+    assert [o.kind for o in graphs[0].operators][:3] == ["conv2d", "batch_norm", "relu"]
     for graph in graphs:
         assert (graph.format, graph.batch) == ("paddle", 3)
         assert graph.values[graph.inputs[0]].spec.shape == (3, 3, 32, 32)

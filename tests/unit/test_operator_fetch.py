@@ -13,7 +13,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from dippm.artifact import open_artifact
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
+from dippm_operator.controller.settings import parse_settings
 from dippm_operator.fetch import LINK_LOCAL, LOOPBACK, ArtifactCache, Fetcher, FetchLimits
 from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, is_blocked
 from dippm_operator.fetch.http import shown
@@ -178,10 +180,19 @@ async def test_host_that_is_not_there(fetcher: Fetcher, unused_tcp_port: int) ->
             pass
 
 
-async def test_schemes_of_later_versions_say_so(fetcher: Fetcher) -> None:
-    with pytest.raises(ArtifactUnreachable, match=r"^pvc://claim/m: pvc comes in a later version; give the"):
+async def test_claims_and_unknown_schemes_say_so(fetcher: Fetcher) -> None:
+    with pytest.raises(
+        ArtifactUnreachable, match=r"^pvc://claim/m is a claim, which only pods of its cluster can read"
+    ):
         async with fetcher.open("pvc://claim/m"):
             pass
+    with pytest.raises(ArtifactUnreachable, match=r"^ftp://host/m: ftp is not fetched; give the model by https"):
+        async with fetcher.open("ftp://host/m"):
+            pass
+    with pytest.raises(
+        ArtifactUnreachable, match=r"^pvc://claim/m is a claim, which only pods of its cluster can read"
+    ):
+        open_artifact("pvc://claim/m")
 
 
 async def test_own_addresses_are_off_limits_unless_allowed(store: Store, tmp_path: Path) -> None:
@@ -255,6 +266,21 @@ async def test_resolver_leaves_forbidden_addresses_out() -> None:
 def test_blocked_addresses(address: str, blocked: bool) -> None:
     assert is_blocked(address, LINK_LOCAL) is blocked
     assert is_blocked("127.0.0.1", [ipaddress.ip_network("127.0.0.0/8")])
+
+
+@pytest.mark.parametrize(
+    "address", ["10.96.0.1", "172.31.0.1", "192.168.1.1", "100.64.0.1", "fd12::1", "::ffff:10.0.0.1", "64:ff9b::a00:1"]
+)
+async def test_private_addresses_are_off_limits_where_the_operator_says_so(address: str, tmp_path: Path) -> None:
+    arguments = ["--cache", str(tmp_path), "--block-private-addresses"]
+    assert is_blocked(address, parse_settings(arguments).fetch.blocked_networks)
+    assert not is_blocked(address, parse_settings(arguments[:2]).fetch.blocked_networks)
+    fetcher = Fetcher(ArtifactCache(tmp_path / "c", 1), parse_settings(arguments).fetch)
+    host = f"[{address}]" if ":" in address else address
+    with pytest.raises(ArtifactUnreachable, match="is an address that models are not fetched from"):
+        async with fetcher.open(f"http://{host}/m.onnx"):
+            pass
+    await fetcher.close()
 
 
 def test_messages_hide_credentials() -> None:

@@ -99,7 +99,7 @@ def test_arguments_of_the_chart_are_understood() -> None:
     arguments = re.findall(r"^ +- (--[a-z-]+)=(.*)$", template, re.MULTILINE)
     assert len(arguments) > 10
     values = {"--certificates": "self", "--log-level": "info", "--declare": "A30=1g.6gb"}
-    values |= {"--max-artifact-bytes": "1", "--cache-bytes": "1"}
+    values |= {"--max-artifact-bytes": "1", "--cache-bytes": "1", "--claim-seconds": "1"}
     filled = [f"{flag}={values.get(flag) or value}" for flag, value in arguments]
     settings = parse_settings(filled)
     assert settings.health_port == 8080

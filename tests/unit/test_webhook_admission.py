@@ -18,7 +18,7 @@ from tests.unit.webhook_stand_ins import answer_of
 from dippm.errors import ManifestError
 from dippm_operator.kube.api import ApiFailure
 from dippm_operator.resource import parse_inference_job
-from dippm_operator.resource.names import FETCHED_SCHEMES, URI_SCHEMES
+from dippm_operator.resource.names import URI_SCHEMES
 from dippm_operator.resource.served import not_served
 from dippm_operator.webhook.admit import admit
 from dippm_operator.webhook.calculate import Facts, calculate_patches, needs_owner_age, needs_quota
@@ -223,13 +223,8 @@ def job_with(**spec: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scheme", URI_SCHEMES)
-def test_a_scheme_is_refused_unless_it_is_fetched(scheme: str) -> None:
-    job = parse_inference_job(job_with(model={"uri": f"{scheme}://models/resnet50.onnx"}))
-    if scheme in FETCHED_SCHEMES:
-        check_job(job)
-        return
-    with pytest.raises(ManifestError, match=f"spec.model.uri: {scheme} comes in a later version; give the model by"):
-        check_job(job)
+def test_every_scheme_of_the_schema_is_served(scheme: str) -> None:
+    check_job(parse_inference_job(job_with(model={"uri": f"{scheme}://models/resnet50.onnx"})))
 
 
 @pytest.mark.parametrize(

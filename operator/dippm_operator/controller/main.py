@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from dippm.errors import DippmError
 from dippm_operator.controller.lease import LeaseLost
@@ -18,7 +19,7 @@ BAD_INPUT = 2
 LOST = 1
 
 
-def main(arguments: Sequence[str] | None = None, *, predictor: Predictor = ask) -> int:
+def main(arguments: Sequence[str] | None = None, *, predictor: Predictor | None = None) -> int:
     """Run the operator; 0 when told to stop, 1 when the Lease was lost, 2 on settings that cannot be."""
     try:
         settings = parse_settings(arguments)
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None, *, predictor: Predictor = ask) 
     )
     if settings.log_level != "debug":
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # two lines for every change of every node
-    worker = PredictionWorker(predictor, limit_seconds=settings.prediction_seconds)
+    kept = partial(ask, graphs=(settings.cache / "graphs", settings.graph_bytes))
+    worker = PredictionWorker(predictor or kept, limit_seconds=settings.prediction_seconds)
     try:
         asyncio.run(run(settings, worker))
     except LeaseLost as lost:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dippm.errors import ArtifactError, ArtifactUnreachable, DippmError, ModelFormatError, UnknownDevice
 from dippm.prediction import Prediction
 from dippm.profiles import FULL_GPU, Device, resolve_device
+from dippm_operator.controller.claims import ClaimReader
 from dippm_operator.controller.conditions import timestamp, verdict_of
 from dippm_operator.controller.metrics import Metrics
 from dippm_operator.controller.secrets import SecretReader
 from dippm_operator.controller.worker import PredictorStopped
-from dippm_operator.fetch import Fetched, Fetcher, shown
+from dippm_operator.fetch import Credentials, Fetched, Fetcher, shown
 from dippm_operator.predict import Question, question_for
 from dippm_operator.resource import CandidateStatus, ConditionType, InferenceJob, InferenceJobStatus, ModelStatus
 from dippm_operator.sizing.decision import Verdict, case_of, decide, policy_of
@@ -60,7 +62,9 @@ class Resolver:
         *,
         predictor_version: str,
         read_secret: SecretReader,
+        claims: ClaimReader | None = None,
     ) -> None:
+        self._claims = claims
         self._read_secret = read_secret
         self._version = predictor_version
         self._fetcher = fetcher
@@ -108,7 +112,7 @@ class Resolver:
         if model.secret_ref is not None:
             credentials = await self._read_secret(job.metadata.namespace, model.secret_ref.name)
         next_look = now + _interval(job)
-        async with self._fetcher.open(model.uri, digest=model.digest, credentials=credentials) as artifact:
+        async with self._open(job, credentials) as artifact:
             self._metrics.fetched_bytes.inc(artifact.fetched_bytes)
             resolved = Verdict(True, "ArtifactResolved", f"{shown(model.uri)} has {artifact.size_bytes} bytes.")
             if answer.model is not None and self._is_current(job, answer, device, inventory, artifact):
@@ -116,7 +120,7 @@ class Resolver:
                 answer = answer.model_copy(update={"model": model_status})
                 return Resolution(answer, resolved, _predicted(answer), next_look)
             case, policy = case_of(job.spec, device), policy_of(job.spec)
-            question = question_for(job.spec, artifact.path, case=case, policy=policy, device=inventory.device(device))
+            question = question_for(job.spec, artifact, case=case, policy=policy, device=inventory.device(device))
             started = time.perf_counter()
             prediction = await self._predictor(question)
             self._metrics.prediction_seconds.observe(time.perf_counter() - started)
@@ -129,6 +133,12 @@ class Resolver:
             recommendation=decision.recommendation,
         )
         return Resolution(answer, resolved, _predicted(answer), next_look)
+
+    def _open(self, job: InferenceJob, credentials: Credentials | None) -> AbstractAsyncContextManager[Fetched]:
+        model = job.spec.model
+        if model.uri.startswith("pvc:") and self._claims is not None:
+            return self._claims.open(job)
+        return self._fetcher.open(model.uri, digest=model.digest, credentials=credentials)
 
     def _from_status(self, job: InferenceJob) -> _Attempt | None:
         """What an earlier process did, as far as the status tells; None when it has to be done now."""

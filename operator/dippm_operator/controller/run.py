@@ -12,6 +12,7 @@ import aiohttp
 import kopf
 
 from dippm_operator.certificates import CertificateSettings, ensure_certificates
+from dippm_operator.controller.claims import ClaimReader
 from dippm_operator.controller.handlers import kopf_settings, register
 from dippm_operator.controller.health import HealthServer, Heartbeat
 from dippm_operator.controller.lease import Lease
@@ -70,10 +71,17 @@ async def _lead(
     stop: asyncio.Event,
 ) -> None:
     queue: WorkQueue[Key] = WorkQueue()
-    cache = await asyncio.to_thread(ArtifactCache, settings.cache, settings.cache_bytes)
+    cache = await asyncio.to_thread(ArtifactCache, settings.cache / "artifacts", settings.artifact_bytes)
     fetcher = Fetcher(cache, settings.fetch)
     version = await asyncio.to_thread(predictor_version)
-    resolver = Resolver(fetcher, predictor, metrics, predictor_version=version, read_secret=secret_reader(api))
+    resolver = Resolver(
+        fetcher,
+        predictor,
+        metrics,
+        predictor_version=version,
+        read_secret=secret_reader(api),
+        claims=ClaimReader(api, cache, settings.claims),
+    )
     reconciler = Reconciler(
         api,
         state,

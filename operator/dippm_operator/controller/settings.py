@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dippm_operator.fetch import HUB, LINK_LOCAL, LOOPBACK, FetchLimits
+from dippm_operator.controller.claims import ClaimSettings
+from dippm_operator.fetch import HUB, LINK_LOCAL, LOOPBACK, PRIVATE, FetchLimits
 from dippm_operator.sizing.inventory import declare
 
 GIB = 1024**3
@@ -32,9 +33,11 @@ class Settings:
     declared: tuple[tuple[str, str], ...]
     """(product, resource) that node groups scaled to zero will have."""
     cache: Path
-    """Folder for artifacts."""
+    """Folder for artifacts, and for the graphs that they were converted to."""
     cache_bytes: int
+    """What all of it may take on disk."""
     fetch: FetchLimits
+    claims: ClaimSettings
     prediction_seconds: float
     """Longest wait for one prediction."""
     workers: int
@@ -49,6 +52,16 @@ class Settings:
     webhook_configuration: str
     kubeconfig: str | None
     log_level: str
+
+    @property
+    def graph_bytes(self) -> int:
+        """The graphs' share of the cache; ResNet-50's takes about 30 kB."""
+        return _graph_bytes(self.cache_bytes)
+
+    @property
+    def artifact_bytes(self) -> int:
+        """The artifacts' share."""
+        return self.cache_bytes - self.graph_bytes
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
@@ -68,7 +81,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     add("--watch-namespace", action="append", default=[], metavar="NAME", help="serve these only (default: all)")
     add("--default-device", default="A100-SXM4-40GB", help="where neither job nor nodes name one (%(default)s)")
     add("--declare", action="append", default=[], metavar="PRODUCT=PROFILE,...", help="what scaled-down groups have")
-    add("--cache", type=Path, default=Path("/var/cache/dippm"), help="folder for artifacts (%(default)s)")
+    add("--cache", type=Path, default=Path("/var/cache/dippm"), help="folder for artifacts and graphs (%(default)s)")
     add("--cache-bytes", type=int, default=8 * GIB, help="what is kept there at most (%(default)s)")
     add(
         "--max-artifact-bytes",
@@ -77,6 +90,9 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         help="largest artifact; never more than --cache-bytes (%(default)s)",
     )
     add("--file-root", type=Path, action="append", default=[], help="folder that file: URIs may name (default: none)")
+    add("--claim-image", default="", help="image that reads pvc: URIs, the operator's own (default: they are refused)")
+    add("--claim-seconds", type=float, default=120.0, help="longest wait for it (%(default)s)")
+    add("--block-private-addresses", action="store_true", help="fetch from public addresses only")
     add("--hub", default=os.environ.get("HF_ENDPOINT") or HUB, help="where hf:// URIs lead (%(default)s)")
     add("--allow-loopback", action="store_true", help="fetch from this host's own addresses too: for trying out")
     add("--prediction-seconds", type=float, default=600.0, help="longest wait for one prediction (%(default)s)")
@@ -100,11 +116,16 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         cache=given.cache,
         cache_bytes=given.cache_bytes,
         fetch=FetchLimits(
-            max_bytes=min(given.max_artifact_bytes, given.cache_bytes),
-            blocked_networks=LINK_LOCAL if given.allow_loopback else (*LINK_LOCAL, *LOOPBACK),
+            max_bytes=min(given.max_artifact_bytes, given.cache_bytes - _graph_bytes(given.cache_bytes)),
+            blocked_networks=(
+                *LINK_LOCAL,
+                *(() if given.allow_loopback else LOOPBACK),
+                *(PRIVATE if given.block_private_addresses else ()),
+            ),
             file_roots=tuple(given.file_root),
             hub=given.hub.rstrip("/"),
         ),
+        claims=ClaimSettings(given.claim_image, given.claim_seconds),
         prediction_seconds=given.prediction_seconds,
         workers=given.workers,
         health_port=given.health_port,
@@ -116,3 +137,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         kubeconfig=given.kubeconfig,
         log_level=given.log_level,
     )
+
+
+def _graph_bytes(cache_bytes: int) -> int:
+    return min(cache_bytes // 8, GIB // 2)

@@ -57,6 +57,12 @@ class Entry:
         """Bytes of all files in the store."""
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def content(self) -> str:
+        """A name for what was read of it: the same bytes at the same places, the same name, whatever the URI."""
+        rows = sorted([f.name if self.is_folder else "", f.size_bytes, f.pieces, f.checksum] for f in self.files)
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
 
 class ArtifactCache:
     """Artifacts by key (a URI).

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import aiohttp
 
 from dippm.errors import ArtifactUnreachable
+from dippm_operator.fetch.azure import AzureFolder, azure_signer, for_secret, is_azure, parse_azure
 from dippm_operator.fetch.cache import ArtifactCache, Entry
 from dippm_operator.fetch.credentials import Credentials, http_headers
 from dippm_operator.fetch.gs import GsFolder, gs_token
@@ -21,7 +22,7 @@ from dippm_operator.fetch.hf import HubFolder, headers_for, parse_hf
 from dippm_operator.fetch.http import HttpSource, client, shown
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.local import check_digest, fetch_file, folder_digest
-from dippm_operator.fetch.oci import oci_source
+from dippm_operator.fetch.oci import oci_folder
 from dippm_operator.fetch.result import Fetched
 from dippm_operator.fetch.s3 import S3Folder, s3_bucket
 from dippm_operator.fetch.source import Source
@@ -63,6 +64,11 @@ class Fetcher:
             return
         if why := not_fetched(scheme):
             raise ArtifactUnreachable(f"{shown(uri)}: {why}.")
+        if scheme == "pvc":
+            raise ArtifactUnreachable(
+                f"{shown(uri)} is a claim, which only pods of its cluster can read: let the operator there size the "
+                "job (operator.claims.enabled of the chart), or give a copy of the model by file: or https:."
+            )
         lock = self._locks.setdefault(uri, asyncio.Lock())
         async with lock:
             store = await self._store(uri, scheme, credentials)
@@ -78,7 +84,7 @@ class Fetcher:
             if digest is not None:
                 told = await asyncio.to_thread(folder_digest, shown(uri), entry.path) if entry.is_folder else told
                 check_digest(shown(uri), told, digest)
-            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, told)
+            yield Fetched(uri, entry.path, entry.size_bytes, fetched_bytes, entry.look.etag, told, entry.content)
         finally:
             await asyncio.to_thread(self._cache.release, entry)
 
@@ -98,8 +104,12 @@ class Fetcher:
         if scheme == "hf":
             token_headers = headers_for(credentials, urlsplit(limits.hub).hostname or "")
             return await find(HubFolder(session, limits, parse_hf(uri), token_headers, name))
+        if is_azure(uri) and (credentials is None or "headers" not in credentials.data):
+            place = for_secret(parse_azure(uri), credentials)
+            sign = await azure_signer(session, place, credentials, limits)
+            return await find(AzureFolder(session, limits, place, sign, name))
         if scheme == "oci":
-            return await oci_source(session, uri, credentials, limits)
+            return await find(await oci_folder(session, uri, credentials, limits, self._threads))
         if credentials is not None:
             return HttpSource(session, uri, limits, headers=http_headers(uri, credentials))
         return HttpSource(session, uri, limits)

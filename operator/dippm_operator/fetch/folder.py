@@ -10,6 +10,7 @@ from typing import Protocol
 
 from dippm import hf_files
 from dippm.errors import ArtifactUnreachable
+from dippm.tensorflow_files import SAVED_MODEL
 from dippm_operator.fetch.source import Source
 
 MODEL_SUFFIXES = (".onnx", ".pt2", ".pt", ".ts", ".tflite", ".keras")
@@ -33,7 +34,6 @@ _FILE_SUFFIXES = frozenset(
     )
 )
 """What a path ends with that means a file; any other may be a folder, and the store is asked."""
-SAVED_MODEL = "saved_model.pb"
 MAX_FILES = 20_000
 """Most files of a folder that are looked through."""
 LONGEST_LISTING = 4 << 20

@@ -18,6 +18,14 @@ LINK_LOCAL = tuple(
 HUB = "https://huggingface.co"
 LOOPBACK = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128")))
 """This host itself: the unspecified addresses lead there too."""
+PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7", "64:ff9b::/96"),
+    )
+)
+"""Networks of one's own (RFC 1918, 6598, 2544, 4193) and the way to them through NAT64: the cluster's Services, most
+likely. Stores of one's own are there too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +52,5 @@ class FetchLimits:
     """Where `gs://` buckets are."""
     google_tokens: str = "https://oauth2.googleapis.com/token"
     """Where a service account's key is exchanged for a token."""
+    azure_authority: str = "https://login.microsoftonline.com"
+    """Where a client's secret is exchanged for a token: Microsoft Entra ID."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dippm import hf_files
+from dippm.artifact import sha256_of
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
+from dippm.tensorflow_files import SAVED_MODEL
 from dippm_operator.fetch.http import shown
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.result import Fetched
@@ -66,10 +68,12 @@ def check_digest(name: str, actual: str, wanted: str) -> None:
 
 
 def folder_digest(name: str, path: Path) -> str:
-    """That of a Hugging Face folder, over its config and the headers of its weights. Blocking.
+    """That of a Hugging Face folder, over config and headers of its weights, or of a SavedModel's graph. Blocking.
 
     Raises DigestMismatch for any other folder.
     """
+    if (path / SAVED_MODEL).is_file():
+        return sha256_of(path / SAVED_MODEL)
     if not (path / hf_files.CONFIG).is_file():
         raise DigestMismatch(f"{name} is a folder, which has no digest; name a file or leave spec.model.digest out.")
     return hf_files.folder_digest(path, hf_files.read_weight_files(path, name))

@@ -1,7 +1,9 @@
-"""`oci://registry/repository[:tag|@digest]`: a model file as a layer of an OCI artifact, as `oras push` makes one.
+"""`oci://registry/repository[:tag|@digest]`: a model in the layers of an OCI artifact.
 
+A layer is a file (`oras push`, `modctl`), or a tar archive of files: a ModelKit of KitOps, a model image of KServe.
 https://github.com/opencontainers/distribution-spec/blob/main/spec.md,
-https://distribution.github.io/distribution/spec/auth/token/ (how a registry says where tokens are)
+https://distribution.github.io/distribution/spec/auth/token/ (how a registry says where tokens are),
+https://kitops.org/docs/modelkit/spec, https://github.com/modelpack/model-spec/blob/main/docs/spec.md
 """
 
 from __future__ import annotations
@@ -11,26 +13,41 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
-from yarl import URL
 
-from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
-from dippm_operator.fetch.address import check_host
+from dippm.errors import ArtifactUnreachable, DigestMismatch
 from dippm_operator.fetch.credentials import Credentials, is_loopback
-from dippm_operator.fetch.folder import MODEL_SUFFIXES
-from dippm_operator.fetch.http import HttpSource, shown, spoken
+from dippm_operator.fetch.folder import LONGEST_LISTING, Listed
+from dippm_operator.fetch.http import HttpSource, ask, shown, spoken
 from dippm_operator.fetch.limits import FetchLimits
-from dippm_operator.fetch.source import Look
+from dippm_operator.fetch.listing import whole_number
+from dippm_operator.fetch.source import Look, Source
+from dippm_operator.fetch.tar import COMPRESSED_BYTES, Gunzipped, Member, Window, members_of
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_IMAGE_CONFIGS = frozenset(
+    ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+)
+_TAR = re.compile(r"\.tar([.+](?P<compression>gzip|gz|zstd))?$")
+_OTHER = re.compile(r"\.(datasets?|code|docs?)\.v1")
+"""Media types of what a ModelKit or a ModelPack brings beside the model."""
+FILE_PATH = "org.cncf.model.filepath"
+"""As TITLE, of a ModelPack."""
 TITLE = "org.opencontainers.image.title"
 """Annotation of a layer: the name of the file in it."""
 KEY = ".dockerconfigjson"
-_LONGEST_ANSWER = 4 * 1024 * 1024
 _URI = re.compile(
     r"oci://(?P<host>[\w.-]+(:\d+)?)/(?P<name>[a-z0-9]+(([._/]|__|-+)[a-z0-9]+)*)"
     r"(:(?P<tag>\w[\w.-]{0,127})|@(?P<digest>sha256:[0-9a-f]{64}))?"
@@ -63,26 +80,49 @@ def parse_oci(uri: str) -> Reference:
     return Reference(match["host"], match["name"], match["digest"] or match["tag"] or "latest")
 
 
-def model_layer(name: str, manifest: Mapping[str, Any]) -> str:
-    """The digest of the layer that is the model file. Pure.
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One blob of an artifact."""
 
-    Raises ArtifactUnreachable where there is none that can be told, or several.
+    digest: str
+    size_bytes: int
+    media_type: str
+    title: str
+    """The file that it is; empty for one that is an archive, or says nothing."""
+
+    @property
+    def is_archive(self) -> bool:
+        return bool(_TAR.search(self.media_type))
+
+    @property
+    def compression(self) -> str:
+        """`gzip`, `zstd` or empty."""
+        match = _TAR.search(self.media_type)
+        found = match["compression"] or "" if match else ""
+        return "gzip" if found == "gz" else found
+
+
+def layers_of(name: str, manifest: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """The layers of a manifest that may hold a model. Pure.
+
+    Raises ArtifactUnreachable where it is no manifest of one artifact, or a layer is named by anything but sha256.
     """
-    layers = manifest.get("layers")
-    if manifest.get("schemaVersion") != 2 or not isinstance(layers, list):
+    listed = manifest.get("layers")
+    if manifest.get("schemaVersion") != 2 or not isinstance(listed, list):
         raise ArtifactUnreachable(f"{name} is not one artifact with layers; name one by its digest.")
-    titles = {str((layer.get("annotations") or {}).get(TITLE, "")): str(layer.get("digest", "")) for layer in layers}
-    found = sorted(title for title in titles if title.endswith(MODEL_SUFFIXES))
-    if len(found) != 1:
-        has = f"several model files ({', '.join(found[:5])})" if found else "no layer that is a model file"
-        raise ArtifactUnreachable(
-            f"{name} has {has}; push exactly one file with one of {', '.join(MODEL_SUFFIXES)} (oras push), "
-            "not in a tar."
+    layers = []
+    for entry in listed:
+        notes = entry.get("annotations") or {}
+        title = next((str(notes[key]) for key in (TITLE, FILE_PATH) if key in notes), "")
+        layer = Layer(
+            str(entry.get("digest", "")), whole_number(entry.get("size")), str(entry.get("mediaType", "")), title
         )
-    digest = titles[found[0]]
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-        raise ArtifactUnreachable(f"{name} names its model by {digest[:20]}, not by sha256; push it again.")
-    return digest
+        if _OTHER.search(layer.media_type):
+            continue
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", layer.digest):
+            raise ArtifactUnreachable(f"{name} names a layer by {layer.digest[:20]}, not by sha256; push it again.")
+        layers.append(layer)
+    return tuple(layers)
 
 
 class LayerSource(HttpSource):
@@ -97,30 +137,124 @@ class LayerSource(HttpSource):
         return None if look is None else replace(look, content_digest=self.digest)
 
 
-async def oci_source(
-    session: aiohttp.ClientSession, uri: str, credentials: Credentials | None, limits: FetchLimits
-) -> LayerSource:
-    """The model's layer: 1. the manifest, 2. a token where the registry asks for one, 3. the layer in it."""
+class OciFolder:
+    """The files of an artifact: layers that are files, and what archives among them hold."""
+
+    path = ""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, limits: FetchLimits, threads: Executor, name: str, reference: Reference,
+        layers: tuple[Layer, ...], headers: Mapping[str, str], *, is_image: bool,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self._session = session
+        self._limits = limits
+        self._threads = threads
+        self._reference = reference
+        self._layers = layers
+        self._headers = dict(headers)
+        self._is_image = is_image
+        self._files: dict[str, tuple[Layer, Member | None]] = {}
+
+    async def list(self) -> tuple[Listed, ...]:
+        """A folder that all files are in is left out of their paths; of an image only `/models` is looked at."""
+        found: dict[str, tuple[Layer, Member | None]] = {}
+        for layer in self._layers:
+            if not layer.is_archive:
+                found[layer.title] = (layer, None)
+                continue
+            self._check_archive(layer)
+            source = self._blob(layer)
+            try:
+                members = await members_of(source, self._limits, self._threads)
+            finally:
+                await source.close()
+            found |= {member.name: (layer, member) for member in members}
+        if self._is_image:
+            found = {path: file for path, file in found.items() if path.startswith("models/")}
+        root = _common_folder(list(found))
+        self._files = {path.removeprefix(root): file for path, file in found.items()}
+        return tuple(
+            Listed(
+                path,
+                layer.size_bytes if member is None else member.size_bytes,
+                layer.digest if member is None else f"{layer.digest}+{member.offset}",
+            )
+            for path, (layer, member) in self._files.items()
+        )
+
+    def source(self, path: str) -> Source:
+        layer, member = self._files[path]
+        blob = self._blob(layer)
+        return blob if member is None else Window(blob, member, layer.digest)
+
+    def _check_archive(self, layer: Layer) -> None:
+        if layer.compression not in ("", "gzip"):
+            raise ArtifactUnreachable(
+                f"{self.name} has a layer that is compressed with {layer.compression}, which is not read; pack it "
+                "uncompressed (kit pack --compression none), or push the files by themselves (oras push)."
+            )
+        if layer.compression and layer.size_bytes > COMPRESSED_BYTES:
+            raise ArtifactUnreachable(
+                f"{self.name} has a compressed layer of {layer.size_bytes >> 20} MiB, of which no part can be read by "
+                "itself; pack it uncompressed (kit pack --compression none), or push the files alone (oras push)."
+            )
+
+    def _blob(self, layer: Layer) -> Source:
+        url = f"{self._reference.url}/blobs/{layer.digest}"
+        source = LayerSource(self._session, url, self._limits, name=self.name, headers=self._headers)
+        source.digest = layer.digest
+        return Gunzipped(source, self._limits) if layer.is_archive and layer.compression else source
+
+
+def _common_folder(paths: list[str]) -> str:
+    parents = [PurePosixPath(path).parent.parts for path in paths]
+    together = zip(*parents, strict=False)
+    return "".join(f"{parts[0]}/" for parts in takewhile(lambda parts: len(set(parts)) == 1, together))
+
+
+async def oci_folder(
+    session: aiohttp.ClientSession, uri: str, credentials: Credentials | None, limits: FetchLimits, threads: Executor
+) -> OciFolder:
+    """The artifact: 1. its manifest, 2. a token where the registry asks for one, 3. of several platforms' one."""
     reference, name = parse_oci(uri), shown(uri)
     basic = _basic(reference.host, credentials)
-    url = f"{reference.url}/manifests/{reference.version}"
-    headers = {"Accept": MANIFEST} | ({"Authorization": basic} if basic else {})
-    with spoken(name):
-        status, answered, body = await _get(session, name, url, headers, limits)
-        challenge = answered.get("WWW-Authenticate", "")
-        if status == 401 and challenge.lower().startswith("bearer "):
+    headers = {"Accept": ", ".join((*MANIFESTS, *INDEXES))} | ({"Authorization": basic} if basic else {})
+
+    async def manifest_of(version: str) -> dict[str, Any]:
+        url = f"{reference.url}/manifests/{version}"
+        answer = await ask(session, name, url, headers, limits, most=LONGEST_LISTING)
+        challenge = answer.headers.get("WWW-Authenticate", "")
+        if answer.status == 401 and challenge.lower().startswith("bearer "):
             token = await _token(session, name, dict(_CHALLENGE.findall(challenge)), basic, credentials, limits)
             headers["Authorization"] = f"Bearer {token}"
-            status, answered, body = await _get(session, name, url, headers, limits)
-        if status != 200:
-            raise ArtifactUnreachable(f"{name} answered {status}; check its name and tag, and spec.model.secretRef.")
-        if reference.version.startswith("sha256:") and hashlib.sha256(body).hexdigest() != reference.version[7:]:
+            answer = await ask(session, name, url, headers, limits, most=LONGEST_LISTING)
+        if answer.status != 200:
+            raise ArtifactUnreachable(
+                f"{name} answered {answer.status}; check its name and tag, and spec.model.secretRef."
+            )
+        if version.startswith("sha256:") and hashlib.sha256(answer.body).hexdigest() != version[7:]:
             raise DigestMismatch(f"{name}: the registry gave another manifest than that; was it replaced?")
-        digest = model_layer(name, json.loads(body))
+        with spoken(name):
+            body = json.loads(answer.body)
+        return body if isinstance(body, dict) else {}
+
+    manifest = await manifest_of(reference.version)
+    if (version := _platform(manifest)) is not None:
+        manifest = await manifest_of(version)
     allowed = {"Authorization": headers["Authorization"]} if "Authorization" in headers else {}
-    source = LayerSource(session, f"{reference.url}/blobs/{digest}", limits, name=name, headers=allowed)
-    source.digest = digest
-    return source
+    config = str((manifest.get("config") or {}).get("mediaType", ""))
+    layers = layers_of(name, manifest)
+    return OciFolder(session, limits, threads, name, reference, layers, allowed, is_image=config in _IMAGE_CONFIGS)
+
+
+def _platform(manifest: Mapping[str, Any]) -> str | None:
+    """Of an index, the digest of what it has for linux/amd64, or of the only one that it has."""
+    entries = [entry for entry in manifest.get("manifests") or () if isinstance(entry, dict)]
+    wanted = {"os": "linux", "architecture": "amd64"}
+    fitting = [e for e in entries if wanted.items() <= (e.get("platform") or {}).items()] or entries
+    digest = str(fitting[0].get("digest", "")) if len(fitting) == 1 else ""
+    return digest if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) else None
 
 
 async def _token(
@@ -135,25 +269,12 @@ async def _token(
         credentials.check_host(parts.hostname or "")
     query = {key: challenge[key] for key in ("service", "scope") if key in challenge}
     headers = {"Authorization": basic} if basic else {}
-    status, _, body = await _get(session, name, f"{realm}?{urlencode(query)}", headers, limits)
-    if status != 200:
-        raise ArtifactUnreachable(f"{name}: no token ({status}); check spec.model.secretRef.")
-    answer = json.loads(body)
-    return str(answer.get("token") or answer.get("access_token") or "")
-
-
-async def _get(
-    session: aiohttp.ClientSession, name: str, url: str, headers: Mapping[str, str], limits: FetchLimits
-) -> tuple[int, Mapping[str, str], bytes]:
-    target = URL(url)
-    check_host(target.raw_host or "", limits.blocked_networks)
-    async with session.get(target, headers=headers, allow_redirects=False) as response:
-        body = bytearray()
-        async for piece in response.content.iter_any():
-            body += piece
-            if len(body) > _LONGEST_ANSWER:
-                raise ArtifactTooLarge(f"{name}: the registry's answer has no end; is it a registry?")
-        return response.status, response.headers, bytes(body)
+    given = await ask(session, name, f"{realm}?{urlencode(query)}", headers, limits, most=LONGEST_LISTING)
+    if given.status != 200:
+        raise ArtifactUnreachable(f"{name}: no token ({given.status}); check spec.model.secretRef.")
+    with spoken(name):
+        answer = json.loads(given.body)
+    return str(answer.get("token") or answer.get("access_token") or "") if isinstance(answer, dict) else ""
 
 
 def _basic(host: str, credentials: Credentials | None) -> str:

@@ -19,3 +19,5 @@ class Fetched:
     """The store's ETag; empty if it gives none. For a file, its time and size."""
     content_digest: str
     """`sha256:...` of the content; empty where the file was not read."""
+    content: str = ""
+    """Another name for each content, of what was read of it; empty where that was not looked at (a local file)."""

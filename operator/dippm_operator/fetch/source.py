@@ -29,8 +29,10 @@ class Source(Protocol):
 
     name: str
     """How messages call it: its URI without credentials."""
-    received_bytes: int
-    """Bytes of content that came over the network so far."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of content that came over the network so far."""
 
     async def look(self, known: Look | None) -> Look | None:
         """What the store has now; None where it is what is known already."""

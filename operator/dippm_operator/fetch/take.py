@@ -37,10 +37,22 @@ async def take(source: Source, look: Look, path: Path, limits: FetchLimits, thre
 
     Raises ArtifactUnreachable, ArtifactTooLarge.
     """
-    loop = asyncio.get_running_loop()
-    deadline = time.monotonic() + limits.total_seconds
     if (whole or not look.ranges) and (look.size_bytes or 0) > limits.max_bytes:
         raise ArtifactTooLarge(f"{source.name} has {look.size_bytes} bytes; at most {limits.max_bytes} are read.")
+    fetch, chunks = bridge(source, limits)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(threads, _take, source.name, look, path, limits, fetch, chunks, whole)
+
+
+def bridge(
+    source: Source, limits: FetchLimits
+) -> tuple[Callable[[int, int], bytes], Callable[[], Callable[[], bytes]]]:
+    """A source for a thread: bytes from here to there, and what begins to stream, each call a wait for the loop.
+
+    They raise ArtifactUnreachable once all together take longer than a download may.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = time.monotonic() + limits.total_seconds
 
     def wait(future: concurrent.futures.Future[bytes]) -> bytes:
         try:
@@ -58,7 +70,7 @@ async def take(source: Source, look: Look, path: Path, limits: FetchLimits, thre
         iterator = aiter(source.stream())
         return lambda: wait(asyncio.run_coroutine_threadsafe(_next(iterator), loop))
 
-    return await loop.run_in_executor(threads, _take, source.name, look, path, limits, fetch, chunks, whole)
+    return fetch, chunks
 
 
 async def _next(iterator: AsyncIterator[bytes]) -> bytes:

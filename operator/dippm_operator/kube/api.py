@@ -68,6 +68,20 @@ class ApiClient:
                 return None
             raise
 
+    async def get_text(self, path: str, *, most: int, **params: str) -> str:
+        """A text, as a pod's log is; no more than so many bytes of it."""
+        headers = {"Accept": "*/*"}
+        async with await self._open(
+            "GET", path, {**params, "limitBytes": str(most)}, headers, None, self._timeout
+        ) as answer:
+            await _raise_for_status(answer)
+            body = bytearray()
+            async for piece in answer.content.iter_any():
+                body += piece
+                if len(body) > most:
+                    break
+            return body[:most].decode(errors="replace")
+
     async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return await self._call("POST", path, body=body)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from dippm_operator.resource.base import Int, Part
 from dippm_operator.resource.names import URI_SCHEMES
 
-URI_PATTERN = r"^((https?|s3|gs|hf|oci|pvc)://[^ ]+|file:[^ ]+)$"
+URI_PATTERN = r"^((https?|s3|gs|hf|oci|azure|abfss?|wasbs?|pvc)://[^ ]+|file:[^ ]+)$"
 URI_MESSAGE = "must be a URI that starts with one of " + ", ".join(f"{scheme}://" for scheme in URI_SCHEMES)
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 DTYPES = "^(float64|float32|float16|bfloat16|int64|int32|int16|int8|uint8|bool)$"
@@ -59,7 +59,7 @@ class Model(Part):
             },
         ),
     ]
-    """Where the file is: https http s3 gs hf oci pvc file, as KServe spells them."""
+    """Where the file or folder is: https http s3 gs hf oci azure abfs wasb pvc file, as KServe spells them."""
     format: ModelFormat = ModelFormat.AUTO
     """Kind of file; auto looks at its content."""
     digest: Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)] | None = None

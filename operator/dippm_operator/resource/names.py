@@ -36,18 +36,15 @@ PROFILE_PATTERN = r"^[1-9][0-9]*g\.[1-9][0-9]*gb([+-][a-z0-9]+(\.all)?)*$"
 """A MIG profile as `nvidia-smi` spells it: `1g.5gb`, `1g.10gb+me`, `1g.5gb-me`; no compute instances."""
 NO_PROFILE = "None"
 """`status.recommendation.profile` where no profile fits."""
-URI_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", "pvc", "file")
+AZURE_SCHEMES = ("azure", "abfs", "abfss", "wasb", "wasbs")
+"""Spellings of Azure's Blob Storage beside its https URLs."""
+URI_SCHEMES = ("https", "http", "s3", "gs", "hf", "oci", *AZURE_SCHEMES, "pvc", "file")
 """Schemes of `spec.model.uri`, spelled as KServe spells them."""
-LATER_SCHEMES = ("pvc",)
-"""Those of them that this version has no client for yet."""
-FETCHED_SCHEMES = tuple(scheme for scheme in URI_SCHEMES if scheme not in LATER_SCHEMES)
-"""Those of them that this version reads."""
 
 
 def not_fetched(scheme: str) -> str:
     """Why a URI's scheme is not fetched, with the way out; empty for one that is fetched."""
-    if scheme in FETCHED_SCHEMES:
+    if scheme in URI_SCHEMES:
         return ""
-    why = "comes in a later version" if scheme in LATER_SCHEMES else "is not fetched"
-    way_out = f"give the model by {', '.join(FETCHED_SCHEMES[:-1])} or {FETCHED_SCHEMES[-1]}"
-    return f"{scheme or 'a URI without a scheme'} {why}; {way_out}"
+    way_out = f"give the model by {', '.join(URI_SCHEMES[:-1])} or {URI_SCHEMES[-1]}"
+    return f"{scheme or 'a URI without a scheme'} is not fetched; {way_out}"

@@ -1,4 +1,4 @@
-"""Rules of an InferenceJob that a schema cannot hold: devices, profiles, schemes. Pure.
+"""Rules of an InferenceJob that a schema cannot hold: devices, profiles, what is not served yet. Pure.
 
 Each refusal is one sentence that names the field and the way out. What the schema and CEL say already is said again
 by `parse_inference_job`, for clusters whose CRD is of another version.
@@ -11,15 +11,12 @@ from collections.abc import Iterable
 from dippm.errors import ManifestError, UnknownDevice, UnknownProfile
 from dippm.profiles import Device, parse_profile, resolve_device
 from dippm_operator.resource import InferenceJob
-from dippm_operator.resource.names import not_fetched
 from dippm_operator.resource.served import not_served
 
 
 def check_job(job: InferenceJob) -> None:
     """Raises ManifestError, UnknownDevice or UnknownProfile for the first rule that the job breaks."""
     name, spec = f"InferenceJob {job.metadata.name}", job.spec
-    if why := not_fetched(spec.model.uri.partition(":")[0]):
-        raise ManifestError(f"{name}: spec.model.uri: {why}")
     if sentences := not_served(spec):
         raise ManifestError(f"{name}: {sentences[0]}")
     device: Device | None = None

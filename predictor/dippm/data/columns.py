@@ -127,8 +127,11 @@ def cap_row(row: Row) -> dict[str, Any]:
 
 
 def ort_row(row: Row, run: Row, relative: Row) -> dict[str, Any]:
-    """A row of `onnxruntime.parquet`; `relative` is a case of the same network, which says its families."""
-    key, batch, precision, mode, runtime, _ = row["case"].split("-")
+    """A row of `onnxruntime.parquet`; `relative` is a case of the same network, which says its families.
+
+    Options that are not the defaults stand in the id, behind a `;`.
+    """
+    key, batch, precision, mode, runtime, _ = row["case"].partition(";")[0].split("-")
     return {
         "id": row["case"],
         **{name: relative[name] for name in NETWORK if name != "network"},

@@ -149,6 +149,7 @@ class Choice:
         self.card = ""
         self._caps: dict[str, dict[str, Any]] = {}
         self._relatives = {network_key(c["id"]): c for c in cases.values()}
+        self._in_base: set[tuple[str, str, str]] = set()
         self._ort: dict[tuple[str, ...], dict[str, Any]] = {}
         if base is not None:
             self._base(base)
@@ -163,13 +164,21 @@ class Choice:
             self.taken[row["id"]] = _Taken(row, operators)
         for name in ("anchors", "caps", "repeats", "onnxruntime"):
             getattr(self.packed, name).extend(base.rows(name))
+        self._in_base = {("labels", taken.row["id"], taken.row["run"]) for taken in self.taken.values()}
+        for name in ("anchors", "caps", "repeats", "onnxruntime"):
+            purpose = {"caps": "min_cap", "repeats": "labels"}.get(name, name)
+            found = getattr(self.packed, name)
+            self._in_base |= {(purpose, row.get("case") or row["id"], row["run"]) for row in found}
 
     def take(self, row: Row) -> None:
-        """One line of the harness."""
+        """One line of the harness; what a base took of the same run is not taken twice."""
         if "provenance" in row:
             self.runs[row["provenance"]["run"]] = row["provenance"]
             return
         run = self.runs[row["run"]]
+        purpose = "anchors" if row.get("anchor") else row["purpose"]
+        if (purpose, row["case"], row["run"]) in self._in_base:
+            return
         if row["purpose"] == "onnxruntime":
             self._onnxruntime(row, run)
         elif row.get("anchor"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dippm.evaluate.heldback import HeldBackRow, write_rows
+from dippm.evaluate.heldback import HeldBackRow, read_rows, write_rows
 from dippm.evaluate.rows import heldback_rows
 from dippm.network.bundle import load_bundle, read_bundle
 from dippm.network.compose import compose, correct
@@ -15,11 +15,23 @@ from dippm.train.examples import read_cases
 
 
 def rows_of_bundle(
-    data: Path, weights: Path | None, out: Path | None, show: Callable[[int, int], None], *, release: bool = False
+    data: Path,
+    weights: Path | None,
+    out: Path | None,
+    show: Callable[[int, int], None],
+    *,
+    release: bool = False,
+    unseen: Path | None = None,
+    sample: int | None = None,
 ) -> list[HeldBackRow]:
-    """Rows of every case in a data set as a bundle predicts it; with `release`, of the locked super-families alone."""
+    """Rows of cases in a data set as a bundle predicts them.
+
+    With `release`, of the locked super-families alone; with `unseen`, of architectures that this file of held-back rows
+    (so the bundle's training) does not hold; with `sample`, of so many cases.
+    """
     bundle = read_bundle(weights) if weights is not None else load_bundle()
-    cases = read_cases(data, release=release)
+    seen = frozenset() if unseen is None else {row.architecture for row in read_rows(unseen)}
+    cases = read_cases(data, release=release, seen=seen, sample=sample)
     composed, predicted, known = [], [], []
     for index, case in enumerate(cases):
         graph, asked = case.example.graph, case.example.case

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="the bundle for --data; default: the one in the package")
     parser.add_argument("--out", type=Path, help="with --data: keep the predictions as CSV")
     parser.add_argument(
+        "--unseen", type=Path, metavar="CSV",
+        help="with --data: only architectures that are not in this file of held-back rows, which the bundle's training "
+        "left: docs/accuracy/heldback.csv for the one in the package",
+    )  # fmt: skip
+    parser.add_argument("--sample", type=int, help="with --data: so many cases, drawn by a fixed seed")
+    parser.add_argument(
         "--release", action="store_true",
         help="with --data: the six locked super-families, which nothing else reads; look once for a release",
     )  # fmt: skip
@@ -64,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(body))
         return 0
     how = "each held back" if options.heldback is not None else "as the bundle predicts them, seen in training or not"
+    how = "of architectures that its training never saw, as the bundle predicts them" if options.unseen else how
     how = "of locked super-families, as the bundle predicts them" if options.release else how
     print(f"{len(rows)} cases of {len({r.architecture for r in rows})} architectures, {how}")
     for name, part in sections.items():
@@ -83,9 +90,14 @@ def _rows(options: argparse.Namespace) -> list[HeldBackRow]:
         return read_rows(options.heldback)
     if options.data is None:
         return []
+    if options.unseen is not None and not options.unseen.is_file():
+        raise ArtifactUnreachable(f"{options.unseen} is no file: give the heldback.csv of the bundle's training")
     from dippm.evaluate.bundle_rows import rows_of_bundle
 
-    return rows_of_bundle(options.data, options.weights, options.out, progress("evaluating"), release=options.release)
+    return rows_of_bundle(
+        options.data, options.weights, options.out, progress("evaluating"),
+        release=options.release, unseen=options.unseen, sample=options.sample,
+    )  # fmt: skip
 
 
 def progress(what: str) -> Callable[[int, int], None]:

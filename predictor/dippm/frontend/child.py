@@ -8,7 +8,6 @@ there is one `ParseLimitExceeded` here.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -21,20 +20,28 @@ from dippm.artifact import Artifact
 from dippm.errors import DippmError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend.converter import as_onnx
 from dippm.frontend.inputs import InputSpec
-from dippm.frontend.limits import Limits, cut_off, how_it_ended, limit_self
+from dippm.frontend.limits import Limits, cut_off, how_it_ended, limit_self, which_limit
 from dippm.frontend.pool import PARENT
 from dippm.graph import ModelGraph
+from dippm.kept import Kept
 
 
 def load_graph_in_child(
-    artifact: Artifact, *, batch: int, inputs: tuple[InputSpec, ...] | None = None, limits: Limits | None = None
+    artifact: Artifact,
+    *,
+    batch: int,
+    inputs: tuple[InputSpec, ...] | None = None,
+    limits: Limits | None = None,
+    kept: tuple[Kept, str] | None = None,
 ) -> ModelGraph:
     """`dippm.frontend.load_graph` in a separate process with limits; blocks until it is done.
+
+    `kept` is where conversions to ONNX are kept, and the name of the artifact's content there.
 
     Raises the errors of `load_graph`, or ParseLimitExceeded, which says which limit was reached.
     """
     limits = limits or Limits()
-    with as_onnx(artifact) as (readable, notes):
+    with as_onnx(artifact, kept) as (readable, notes):
         request = {
             "artifact": {**asdict(readable), "path": str(readable.path)},
             "batch": batch,
@@ -73,17 +80,13 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     inputs = request["inputs"]
     specs = None if inputs is None else tuple(InputSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in inputs)
     shown = artifact.uri or str(artifact.path)
-    limit = request["limits"]["address_space_bytes"] >> 20
-    full = {"error": "ParseLimitExceeded", "message": f"reading {shown} needs more than {limit} MiB of memory"}
+    limits = Limits(**request["limits"])
     try:
         graph = open_door(artifact, batch=request["batch"], inputs=specs, trust_pickle=False)
         return {"graph": graph.to_dict()}
-    except DippmError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOMEM:
-            return full
-        return {"error": type(error).__name__, "message": str(error)}
-    except MemoryError:
-        return full
+    except (DippmError, MemoryError) as error:
+        said = which_limit(error.__cause__ or error, shown, limits)
+        return {"error": "ParseLimitExceeded" if said else type(error).__name__, "message": said or str(error)}
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ from dippm.artifact import Artifact
 from dippm.errors import ModelFormatError, ParseLimitExceeded
 from dippm.frontend.convert_child import versions
 from dippm.frontend.limits import Limits, how_it_ended
+from dippm.kept import Kept
+from dippm.version import VERSION
 
 LIMITS = Limits(
     wall_seconds=300.0,
@@ -98,7 +100,7 @@ class Converter:
         Raises ModelFormatError where the interpreter cannot be run.
         """
         if self.interpreter() == sys.executable:
-            return versions(self.packages)
+            return _by_first_name(versions(self.packages))
         try:
             asked = subprocess.run(
                 [self.interpreter(), "-I", "-c", _VERSIONS, _PACKAGE, *self.packages],
@@ -108,8 +110,7 @@ class Converter:
             raise self.not_run(error.strerror) from None
         except subprocess.SubprocessError:
             raise self.not_run("it does not answer") from None
-        found: dict[str, str | None] = json.loads(asked.stdout)
-        return found
+        return _by_first_name(json.loads(asked.stdout))
 
     def not_run(self, reason: str | None) -> ModelFormatError:
         """The interpreter that the setting names cannot be run."""
@@ -133,9 +134,14 @@ TENSORFLOW = Converter(
     extra="tensorflow",
     setting="DIPPM_TENSORFLOW_PYTHON",
     refusals="dippm.frontend.tensorflow_safety",
+    limits=replace(LIMITS, wall_seconds=600.0, cpu_seconds=480),  # tf2onnx took minutes for NASNet's 356 convolutions
 )
 CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE, "savedmodel": TENSORFLOW, "keras": TENSORFLOW}
 """By `Artifact.format`. Every other format has a door of its own."""
+
+
+def _by_first_name(versions: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {names.partition("|")[0]: version for names, version in versions.items()}
 
 
 def _in_words(packages: Iterable[str]) -> str:
@@ -143,11 +149,12 @@ def _in_words(packages: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def as_onnx(artifact: Artifact) -> Iterator[tuple[Artifact, tuple[str, ...]]]:
+def as_onnx(artifact: Artifact, kept: tuple[Kept, str] | None = None) -> Iterator[tuple[Artifact, tuple[str, ...]]]:
     """The same artifact with its path at an ONNX file, where its format is one that is converted, and what to know.
 
-    The format stays what it was; the file is gone when the block ends. Raises ModelFormatError (the converter is not
-    installed, or refuses the model), UnsupportedOperator, UnsafeModel or ParseLimitExceeded.
+    The format stays what it was; the file is gone when the block ends. `kept` is where conversions are kept, and the
+    name of the artifact's content there. Raises ModelFormatError (the converter is not installed, or refuses the
+    model), UnsupportedOperator, UnsafeModel or ParseLimitExceeded.
     """
     converter = CONVERTERS.get(artifact.format)
     if converter is None:
@@ -157,8 +164,34 @@ def as_onnx(artifact: Artifact) -> Iterator[tuple[Artifact, tuple[str, ...]]]:
         path = Path(folder) / "model.onnx"
         work = Path(folder) / "work"
         work.mkdir()
-        notes = _convert(converter, artifact, path, work)
+        notes = _recalled(converter, artifact, path, kept)
+        if notes is None:
+            notes = _convert(converter, artifact, path, work)
+            _remember(converter, artifact, path, notes, kept)
         yield replace(artifact, path=path, uri=artifact.uri or str(artifact.path)), notes
+
+
+def _recalled(
+    converter: Converter, artifact: Artifact, to: Path, kept: tuple[Kept, str] | None
+) -> tuple[str, ...] | None:
+    """Write what was converted earlier, and give its notes; None where nothing was kept."""
+    value = kept[0].get(_key(converter, artifact, kept[1])) if kept is not None else None
+    if value is None:
+        return None
+    head, _, onnx = value.partition(b"\n")
+    to.write_bytes(onnx)
+    return tuple(json.loads(head))
+
+
+def _remember(
+    converter: Converter, artifact: Artifact, path: Path, notes: tuple[str, ...], kept: tuple[Kept, str] | None
+) -> None:
+    if kept is not None:
+        kept[0].put(_key(converter, artifact, kept[1]), json.dumps(notes).encode() + b"\n" + path.read_bytes())
+
+
+def _key(converter: Converter, artifact: Artifact, content: str) -> str:
+    return json.dumps(["onnx", VERSION, converter.name, converter.interpreter(), content, artifact.uri])
 
 
 def _convert(converter: Converter, artifact: Artifact, to: Path, work: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dippm.artifact import Artifact
 from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel
+from dippm.frontend.archive import check_archive
 from dippm.frontend.converter import CONVERTERS
 from dippm.frontend.inputs import InputSpec
 from dippm.graph import ModelGraph
@@ -22,6 +23,8 @@ def open_door(
         return _through(artifact, batch, inputs, trust_pickle, shown)
     except (DippmError, MemoryError):
         raise
+    except RecursionError as error:
+        raise ModelFormatError(f"{shown} is nested too deeply to be read: it is damaged, or made to do harm") from error
     except Exception as error:
         # The edge of the parsers: torch, TVM and onnx raise anything on a file that is damaged in a way of its own.
         first = (str(error).strip() or "no reason given").splitlines()[0][:200]
@@ -42,6 +45,13 @@ def _through(
 
         graph = graph_of_onnx(artifact.path, batch=batch, inputs=inputs, shown=shown)  # `as_onnx` has been there
         return replace(graph, format=artifact.format)
+    if artifact.format == "tflite":
+        from dippm.frontend.tflite_file import graph_of_tflite
+
+        graph = graph_of_tflite(artifact.path, batch=batch, inputs=inputs, shown=shown)
+        return replace(graph, format=artifact.format)
+    if artifact.format in ("pt2", "torchscript"):
+        check_archive(artifact.path, shown)
     if artifact.format == "pt2":
         from dippm.frontend.pt2_file import graph_of_pt2
 

@@ -6,6 +6,7 @@ Only the standard library is imported: the same limits hold in interpreters that
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -89,6 +90,22 @@ def cut_off() -> None:
     deny_programs()
 
 
+def which_limit(error: BaseException, shown: str, limits: Limits) -> str:
+    """One sentence for an error that a limit caused, which says which; empty where none did."""
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or code == errno.ENOMEM:
+        return f"reading {shown} needs more than {limits.address_space_bytes >> 20} MiB of memory"
+    if code == errno.EFBIG:
+        return f"reading {shown} writes a file of more than {limits.file_size_bytes >> 20} MiB"
+    if code == errno.EMFILE:
+        return f"reading {shown} needs more than {limits.open_files} open files"
+    if code == errno.EAGAIN or "can't start new thread" in str(error):
+        return f"reading {shown} needs more than {limits.processes} processes or threads"
+    if isinstance(error, PermissionError) and "may not do" in str(error):
+        return f"reading {shown} tries to reach out ({error}), which it may not"
+    return ""
+
+
 def how_it_ended(status: int | None, shown: str, limits: Limits) -> str:
     """One sentence for a child that gave no answer; `status` is its exit status as `Popen.returncode`."""
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -101,5 +118,7 @@ def how_it_ended(status: int | None, shown: str, limits: Limits) -> str:
             f"reading {shown} was aborted: it ran into {limits.address_space_bytes >> 20} MiB of memory, or a library "
             "gave up on it"
         )
+    if status == -signal.SIGXFSZ:
+        return f"reading {shown} was stopped: it wrote a file of more than {limits.file_size_bytes >> 20} MiB"
     name = signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
     return f"reading {shown} crashed the parser ({name}): the file is damaged or hostile"

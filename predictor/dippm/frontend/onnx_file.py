@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, inliner
 
-from dippm.errors import ModelFormatError, UnsupportedOperator
+from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
 from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
 
 MAX_GRAPH_BYTES = 512 << 20
 """Most bytes that the graph may have once its weights are left out."""
+MAX_DEPTH = 100
+"""Most messages inside each other; protobuf itself reads no more. A graph in a graph (If, Loop) takes four."""
 DOMAINS = frozenset({"", "ai.onnx"})
 
 
@@ -38,7 +40,7 @@ class OnnxFile:
 def read_onnx(path: Path, shown: str) -> OnnxFile:
     """Read a file; `shown` is how errors name it.
 
-    Raises ModelFormatError (truncated, damaged, nonsense) or UnsupportedOperator.
+    Raises ModelFormatError (truncated, damaged, nonsense), UnsafeModel (its data lies outside) or UnsupportedOperator.
     """
     with path.open("rb") as file:
         try:
@@ -88,11 +90,12 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
     data: dict[str, onnx.TensorProto] = {}
     for tensor in graph.initializer:
         _check_dims(tensor.dims, f"weight {tensor.name!r}", shown)
+        _check_place(tensor, shown)
         weights[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         if has_data(tensor):
             kept = data[tensor.name] = onnx.TensorProto()
             kept.CopyFrom(tensor)
-    _large_constants(graph, weights)
+    _large_constants(graph, weights, shown)
     declared = {i.name for i in graph.input}
     for name, kind in weights.items():
         if name not in declared:
@@ -113,11 +116,27 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
     return OnnxFile(model=model, weights=weights, data=data, opset=opset)
 
 
-def _large_constants(graph: onnx.GraphProto, weights: dict[str, onnx.TypeProto]) -> None:
+def _check_place(tensor: onnx.TensorProto, shown: str) -> None:
+    """External data is never opened; a place for it outside of the model's folder is refused all the same.
+
+    Whoever serves the file would open it there (https://onnx.ai/onnx/repo-docs/ExternalData.html).
+    """
+    for entry in tensor.external_data:
+        parts = PureWindowsPath(entry.value)  # takes both kinds of slashes, and drives
+        if entry.key == "location" and (parts.drive or parts.root or ".." in parts.parts):
+            raise UnsafeModel(
+                f"{shown} keeps the data of weight {tensor.name[:80]!r} in {entry.value[:80]!r}, outside of its own "
+                "folder: export it again with the data beside the model"
+            )
+
+
+def _large_constants(graph: onnx.GraphProto, weights: dict[str, onnx.TypeProto], shown: str) -> None:
     """Constant nodes whose data was left out are weights in another spelling."""
     kept = []
     for node in graph.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is not None:
+            _check_place(value, shown)
         if value is None or has_data(value):
             kept.append(node)
         else:
@@ -148,7 +167,7 @@ def _check_dims(dims: object, what: str, shown: str) -> None:
         raise ModelFormatError(f"{shown} is not valid: {what} has {numel} elements")
 
 
-def _strip(view: memoryview, message: str, shown: str) -> bytearray:
+def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytearray:
     """Copy a message without the data of its large tensors.
 
     Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint or some bytes).
@@ -181,7 +200,9 @@ def _strip(view: memoryview, message: str, shown: str) -> bytearray:
             if number in TENSOR_DATA:
                 continue
         elif length >= STRIP_BYTES and wire == 2 and (child := CHILDREN.get(message, {}).get(number)):
-            inner = _strip(view[body:position], child, shown)
+            if depth == MAX_DEPTH:
+                raise ModelFormatError(f"{shown} nests its graphs too deeply to be read: {MAX_DEPTH // 4} are")
+            inner = _strip(view[body:position], child, shown, depth + 1)
             kept += _tag(tag) + _tag(len(inner)) + inner
             continue
         kept += view[start:position]

@@ -30,7 +30,11 @@ from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 
 def graph_of_onnx(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:
     """The graph of an ONNX file at `batch`; see `dippm.frontend.load_graph`."""
-    file = read_onnx(path, shown)
+    return graph_of_file(read_onnx(path, shown), batch=batch, inputs=inputs, shown=shown)
+
+
+def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:
+    """The same for a model that is read and checked."""
     bound, file_batch = bind_inputs(file, batch, inputs, shown)
     try:
         static = fold(file, bound, file_batch=file_batch, batch=batch)

@@ -3,7 +3,8 @@
 1. Read the program: `.json` (PIR, of Paddle 3), or `.pdmodel` (a ProgramDesc, of Paddle 2), which Paddle translates.
    Never by `paddle.load`: it unpickles what is a pickle.
 2. Refuse by name what runs code that is not in it (`py_func`, custom operators).
-3. Convert it without its weights, and give the parameters that it names the types that it states.
+3. Convert it without its weights, and give the parameters that it names the types that it states; `paddle_onnx`
+   puts right what is written otherwise than the program has it.
 
 The weights (`.pdiparams`) are never opened, and need not be there.
 """
@@ -18,6 +19,7 @@ import paddle2onnx
 
 from dippm.errors import ModelFormatError
 from dippm.frontend.convert_child import Converted
+from dippm.frontend.paddle_onnx import with_biases, without_identities
 from dippm.frontend.paddle_program import check, checked_operators, damaged, parameters
 
 _OPSET = 17
@@ -41,8 +43,11 @@ def convert(path: Path, shown: str) -> Converted:
     if not exported:
         raise ModelFormatError(f"{shown} cannot be converted to ONNX by paddle2onnx {paddle2onnx.__version__}")
     model = onnx.ModelProto.FromString(exported)
+    typed = parameters(operators, shown)
+    without_identities(model.graph)
+    with_biases(model.graph, typed)
     read = {name for node in model.graph.node for name in node.input}
-    for name, (element, dims) in parameters(operators, shown).items():
+    for name, (element, dims) in typed.items():
         if name in read:
             kind = onnx.TensorProto.DataType.Value(element)
             model.graph.initializer.append(onnx.TensorProto(name=name, data_type=kind, dims=dims))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
+from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
 
 MAX_JSON_BYTES = 256 << 20
 """Most bytes (uncompressed) of the program and of each payload list; ResNet-18 takes 165 kB."""
@@ -104,8 +105,10 @@ def _json(archive: zipfile.ZipFile, by_name: dict[str, zipfile.ZipInfo], name: s
         raise ModelFormatError(f"{shown} has a {name} larger than it says: it was not read")
     try:
         body = json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ModelFormatError(f"{shown} is a damaged .pt2: its {name} is not JSON") from None
+    except RecursionError:
+        raise ModelFormatError(f"{shown} is no sound .pt2: its {name} is nested too deeply to be read") from None
     if not isinstance(body, dict):
         raise ModelFormatError(f"{shown} is a damaged .pt2: its {name} is not an object")
     return body
@@ -134,6 +137,8 @@ def _checked(program: dict[str, Any], shown: str) -> dict[str, Any]:
         kept = node["metadata"]
         node["metadata"] = {k: kept[k] for k in ("stack_trace", "nn_module_stack") if k in kept}
     checked: dict[str, Any] = _without_expressions(program, shown)
+    for name, meta in checked["graph_module"]["graph"]["tensor_values"].items():
+        _check_sizes(name, meta["sizes"], shown)
     checked["range_constraints"] = {}
     checked["guards_code"] = []
     checked["verifiers"] = []
@@ -141,6 +146,14 @@ def _checked(program: dict[str, Any], shown: str) -> dict[str, Any]:
     checked["graph_module"]["metadata"] = {}
     checked["graph_module"]["treespec_namedtuple_fields"] = {}
     return checked
+
+
+def _check_sizes(name: str, sizes: list[dict[str, Any]], shown: str) -> None:
+    elements = 1
+    for size in (size.get("as_int", 1) for size in sizes):
+        elements *= size
+        if not 0 <= size <= MAX_DIM or elements > MAX_NUMEL:
+            raise ModelFormatError(f"{shown} is not valid: tensor {name[:80]!r} has a dimension of {size}")
 
 
 def _without_expressions(body: Any, shown: str) -> Any:

@@ -32,6 +32,7 @@ from tf2onnx.tf_loader import tf_optimize
 from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend import tensorflow_graph
 from dippm.frontend.convert_child import Converted
+from dippm.frontend.tensorflow_patterns import put_together
 from dippm.frontend.tensorflow_safety import is_zipped_saved_model, keras_config_of, saved_model_of
 from dippm.tensorflow_files import HDF5, SAVED_MODEL
 
@@ -169,6 +170,7 @@ def _to_onnx(graph: TensorFlowGraph, shown: str) -> onnx.ModelProto:
         raise UnsupportedOperator(f"{shown} cannot be converted to ONNX by tf2onnx: {_first_line(error)}") from error
     model: onnx.ModelProto = converted
     _untie(model, weightless.weights)
+    put_together(model)
     return model
 
 

@@ -22,6 +22,8 @@ LARGEST_IN_LOOP = 1 << 25
 _CALLS = frozenset(
     {"While", "StatelessWhile", "If", "StatelessIf", "Case", "PartitionedCall", "StatefulPartitionedCall"}
 )
+_NOT_INLINED = ("_XlaMustCompile", "_noinline")
+"""Marks of calls that stay calls: Keras has XLA compile its grouped convolutions."""
 _VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 _PASSED_ON = frozenset({"Identity", "Enter", "RefIdentity", "ReadVariableOp"})
 
@@ -38,6 +40,13 @@ class Weightless:
 def inlined(definition: Any, inputs: list[str], outputs: list[str]) -> Any:
     """The graph with its function calls put in place, pruned to what leads to `outputs`. Nothing of it is run."""
     definition = convert_to_constants.disable_lower_using_switch_merge(definition)
+    for nodes in (definition.node, *(function.node_def for function in definition.library.function)):
+        for node in nodes:
+            for mark in _NOT_INLINED:
+                node.attr.pop(mark, None)
+    for function in definition.library.function:
+        for mark in _NOT_INLINED:
+            function.attr.pop(mark, None)
     config = config_pb2.ConfigProto()
     options = config.graph_options.rewrite_options
     options.optimizers[:] = ["function"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -19,22 +21,30 @@ from dippm.train.labels import CaseLabels, MeasuredCase
 MIB = 2**20
 
 
-def read_cases(folder: Path, *, release: bool = False) -> list[MeasuredCase]:
+def read_cases(
+    folder: Path, *, release: bool = False, seen: Collection[str] = (), sample: int | None = None
+) -> list[MeasuredCase]:
     """The measured cases of a data set folder that have a graph, in its order; locked super-families are left out.
 
-    With `release`, the locked ones alone. Raises ArtifactUnreachable where the folder holds no data set.
+    With `release`, the locked ones alone. Architectures that were `seen` are left out; of the rest, `sample` cases are
+    drawn by a fixed seed. Raises ArtifactUnreachable where the folder holds no data set.
     """
     if not (folder / "cases.parquet").is_file():
         raise ArtifactUnreachable(f"{folder} holds no cases.parquet: give the folder that dippm graph wrote")
     data, hidden = DataSet(folder), locked()
-    return [
-        measured_case(data, row)
+    rows = [
+        row
         for row in data.cases(joined=True)
         if (row.super_family in hidden) == release
+        and row.architecture not in seen
         and row.matched_share is not None
         and row.matched_share >= LEAST_MATCHED
         and row.allocated_mib is not None
     ]
+    if sample is not None and sample < len(rows):
+        drawn = sorted(Random(f"sample {sample}").sample(range(len(rows)), sample))
+        rows = [rows[index] for index in drawn]
+    return [measured_case(data, row) for row in rows]
 
 
 def measured_case(data: DataSet, row: CaseRow) -> MeasuredCase:

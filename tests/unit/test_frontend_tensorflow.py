@@ -1,0 +1,262 @@
+"""TensorFlow's doors: what is refused before TensorFlow is imported, TFLite by TVM, SavedModel and Keras by tf2onnx.
+
+The small models are in `tests/models/tensorflow` (`make.py` wrote them). What needs TensorFlow runs where it is
+installed, or where DIPPM_TENSORFLOW_PYTHON names a Python that has it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from dippm.artifact import open_artifact
+from dippm.case import Case
+from dippm.errors import InputShapeError, ModelFormatError, UnsafeModel, UnsupportedOperator
+from dippm.features import static_features
+from dippm.frontend import InputSpec, load_graph
+from dippm.frontend.child import load_graph_in_child
+from dippm.frontend.converter import TENSORFLOW
+from dippm.frontend.tensorflow_patterns import put_together
+from dippm.frontend.tensorflow_safety import check_config, check_operators, keras_config_of, operators_of, refuse
+from dippm.graph import ModelGraph
+from dippm.predictor import predict_graph
+
+MODELS = Path(__file__).parents[1] / "models" / "tensorflow"
+CANARY = Path("/tmp/dippm-canary")
+SMALL_MACS = 8 * (16 * 16 * 16 * 27 + 16 * 16 * 16 * 9 + 16 * 16 * 16 * 32 + 32 * 8)
+"""Of `small` at batch 8: the stem, the depthwise and the pointwise convolution, the dense layer."""
+
+tflite = pytest.mark.skipif(
+    importlib.util.find_spec("tflite") is None,
+    reason="needs tflite: pip install 'dippm[tensorflow]'",
+)
+
+
+def _has_tensorflow() -> bool:
+    try:
+        return all(TENSORFLOW.installed().values())
+    except ModelFormatError:
+        return False
+
+
+tensorflow = pytest.mark.skipif(
+    not _has_tensorflow(), reason="needs TensorFlow: pip install 'dippm[tensorflow]', or set DIPPM_TENSORFLOW_PYTHON"
+)
+
+
+def kinds(graph: ModelGraph) -> Counter[str]:
+    return Counter(o.kind for o in graph.operators)
+
+
+@tflite
+def test_a_tflite_file_gives_the_canonical_network() -> None:
+    graph = load_graph(open_artifact(MODELS / "small.tflite", framework="tensorflow"), batch=8)
+    features = static_features(graph)
+    assert (graph.format, graph.batch) == ("tflite", 8)
+    assert (features.macs, features.convs, features.denses) == (SMALL_MACS, 3, 1)
+    assert kinds(graph)["permute"] == 1  # of the input: the network itself runs channels first
+    assert [graph.values[o].spec.shape for o in graph.outputs] == [(8, 8)]
+    depthwise = [o for o in graph.operators if o.kind == "conv2d"][1]
+    assert depthwise.attributes["groups"] == 16
+    assert graph.values[depthwise.inputs[0]].spec.shape == (8, 16, 16, 16)
+
+
+@tflite
+def test_a_tflite_file_is_predicted_as_a_proxy() -> None:
+    graph = load_graph_in_child(open_artifact(MODELS / "small.tflite"), batch=8)
+    prediction = predict_graph(graph, Case(batch=8))
+    assert (prediction.runtime, prediction.basis.value) == ("tensorflow", "proxy")
+    assert any("never measured" in note for note in prediction.notes)
+
+
+@tflite
+def test_what_tflite_refuses() -> None:
+    with pytest.raises(UnsupportedOperator, match=r"small_int8.tflite is quantised \(int8\).*without converter"):
+        load_graph(open_artifact(MODELS / "small_int8.tflite"), batch=1)
+    with pytest.raises(InputShapeError, match="does not fit"):
+        load_graph(open_artifact(MODELS / "small.tflite"), batch=1, inputs=(InputSpec(None, (64, 64, 3)),))
+
+
+@tflite
+@pytest.mark.parametrize("end", [9, 600, 4000])
+def test_a_damaged_tflite_file_is_one_sentence(tmp_path: Path, end: int) -> None:
+    (tmp_path / "cut.tflite").write_bytes((MODELS / "small.tflite").read_bytes()[:end])
+    with pytest.raises(ModelFormatError, match=r"cut.tflite"):
+        load_graph(open_artifact(tmp_path / "cut.tflite"), batch=1)
+
+
+def test_tflite_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelFormatError, match=r"pip install 'dippm\[tensorflow\]'"):
+        load_graph(open_artifact(MODELS / "small.tflite"), batch=1)
+
+
+def test_a_lambda_layer_is_refused_before_tensorflow_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real child, in this Python, which needs no TensorFlow to refuse."""
+    monkeypatch.setenv(TENSORFLOW.setting, sys.executable)
+    CANARY.unlink(missing_ok=True)
+    with pytest.raises(UnsafeModel, match=r"lambda.keras has a layer Lambda \('shout'\), which is Python code"):
+        load_graph_in_child(open_artifact(MODELS / "lambda.keras"), batch=1)
+    with pytest.raises(UnsafeModel, match=r"py_function.pb calls Python \(EagerPyFunc"):
+        load_graph_in_child(open_artifact(MODELS / "py_function.pb"), batch=1)
+    assert not CANARY.exists()
+
+
+def keras_layer(name: str, **more: Any) -> dict[str, Any]:
+    return {"module": "keras.layers", "class_name": name, "config": {"name": "one"}, "registered_name": None, **more}
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (keras_layer("Lambda"), "Python code"),
+        (keras_layer("Dense", config={"activation": {"class_name": "__lambda__", "config": {}}}), "Python code"),
+        (keras_layer("TFSMLayer"), "another program"),
+        (keras_layer("TorchModuleWrapper"), "pickle"),
+        (keras_layer("StringLookup"), "may read files"),
+        (keras_layer("Mine", module="my_package.layers"), "custom object my_package.layers.Mine"),
+        (keras_layer("Mine", module=None, registered_name="pack>Mine"), "custom object pack>Mine"),
+        (keras_layer("get_file", module="keras.utils"), "custom object keras.utils.get_file"),
+        (keras_layer("Model.from_config"), "not one of Keras's own"),
+        ({"module": "builtins", "class_name": "function", "config": "evil"}, "function 'evil'"),
+    ],
+)  # fmt: skip
+def test_configurations_that_name_code_are_refused(layer: dict[str, Any], says: str) -> None:
+    config = {"class_name": "Sequential", "module": "keras", "config": {"layers": [keras_layer("Dense"), layer]}}
+    with pytest.raises(UnsafeModel, match=says) as refused:
+        check_config(config, "m.keras")
+    assert str(refused.value).startswith("m.keras ")
+    assert "\n" not in str(refused.value)
+
+
+def test_kerass_own_layers_pass() -> None:
+    own = keras_layer("LayerScale", module="keras.src.applications.convnext", registered_name="LayerScale")
+    check_config({"class_name": "Functional", "config": {"layers": [keras_layer("Dense"), own]}}, "m.keras")
+    assert keras_config_of(MODELS / "small.keras", "m").model["class_name"] == "Sequential"
+
+
+def test_keras_archives_that_are_bombs_or_point_out_are_refused(tmp_path: Path) -> None:
+    def archive(members: dict[str, bytes]) -> Path:
+        with zipfile.ZipFile(tmp_path / "m.keras", "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+        return tmp_path / "m.keras"
+
+    bomb = archive({"config.json": b" " * (65 << 20), "metadata.json": b"{}"})
+    with pytest.raises(ModelFormatError, match="unpacks to more than 64 MiB"):
+        refuse(bomb, "m.keras")
+    outside = archive({"config.json": b"{}", "metadata.json": b"{}", "../../etc/cron.d/x": b""})
+    with pytest.raises(UnsafeModel, match=r"'\.\./\.\./etc/cron.d/x' that points out"):
+        refuse(outside, "m.keras")
+    deep = json.loads("[" * 900 + "]" * 900)
+    with pytest.raises(ModelFormatError, match="nested more than"):
+        refuse(archive({"config.json": json.dumps({"class_name": "M", "config": deep}).encode()}), "m.keras")
+    with pytest.raises(ModelFormatError, match="no JSON"):
+        refuse(archive({"config.json": b"{", "metadata.json": b"{}"}), "m.keras")
+
+
+def test_operators_that_reach_out_are_refused() -> None:
+    with pytest.raises(UnsafeModel, match="ReadFile, which reaches out"):
+        check_operators(frozenset({"MatMul", "ReadFile"}), "m")
+    refuse(MODELS / "small_savedmodel", "m")
+    graph = (MODELS / "small_savedmodel" / "saved_model.pb").read_bytes()
+    assert "Conv2D" in operators_of(graph, "m")
+    with pytest.raises(ModelFormatError, match="truncated"):
+        operators_of(graph[:-9], "m")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if TENSORFLOW.packages and _has_tensorflow() and TENSORFLOW.interpreter() == sys.executable:
+        pytest.skip("TensorFlow is installed in this Python")
+    monkeypatch.setenv(TENSORFLOW.setting, sys.executable)
+    with pytest.raises(ModelFormatError, match=r"is a Keras model, which needs tensorflow.*dippm\[tensorflow\]"):
+        load_graph(open_artifact(MODELS / "small.keras"), batch=1)
+
+
+def test_a_layer_norm_that_is_written_out_is_put_together() -> None:
+    """As Keras 3 writes it: x * inverse + (offset - mean * inverse)."""
+    f32 = onnx.TensorProto.FLOAT
+    node = helper.make_node
+    weights = [helper.make_tensor(n, f32, [1, 1, 4], [1.0 + i for i in range(4)]) for n in ("gamma", "beta")]
+    axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [-1])
+    epsilon = helper.make_tensor("epsilon", f32, [], [1e-6])
+    nodes = [
+        node("ReduceMean", ["x", "axes"], ["mean"]), node("Neg", ["mean"], ["negative"]),
+        node("Sub", ["x", "mean"], ["centred"]), node("Mul", ["centred", "centred"], ["squared"]),
+        node("ReduceMean", ["squared", "axes"], ["variance"]), node("Add", ["variance", "epsilon"], ["padded"]),
+        node("Sqrt", ["padded"], ["root"]), node("Reciprocal", ["root"], ["deviation"]),
+        node("Mul", ["deviation", "gamma"], ["inverse"]), node("Mul", ["x", "inverse"], ["scaled"]),
+        node("Mul", ["negative", "inverse"], ["moved"]), node("Add", ["beta", "moved"], ["shift"]),
+        node("Add", ["scaled", "shift"], ["y"]),
+    ]  # fmt: skip
+    ends = [helper.make_tensor_value_info(n, f32, ["n", 3, 4]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [*weights, axes, epsilon])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    before = ReferenceEvaluator(model).run(None, {"x": (x := np.random.rand(2, 3, 4).astype(np.float32))})
+    put_together(model)
+    after = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(before[0], after[0], rtol=1e-4, atol=1e-5)
+    assert [n.op_type for n in model.graph.node] == ["LayerNormalization"]
+    assert sorted(t.name for t in model.graph.initializer) == ["beta_vector", "gamma_vector"]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_a_layer_norm_over_channels_runs_with_channels_last() -> None:
+    """As tf2onnx leaves ConvNeXt's: over dimension 1, turned back right after it."""
+    f32, i64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    node = helper.make_node
+    weights = [helper.make_tensor(n, f32, [1, 4, 1, 1], [1.0 + i for i in range(4)]) for n in ("gamma", "beta")]
+    settings = [helper.make_tensor("axes", i64, [1], [1]), helper.make_tensor("to", i64, [4], [-1, 1, 2, 2])]
+    epsilon = helper.make_tensor("epsilon", f32, [1, 1, 1, 1], [1e-6])
+    nodes = [
+        node("ReduceMean", ["x", "axes"], ["mean"]), node("Neg", ["mean"], ["negative"]),
+        node("Reshape", ["mean", "to"], ["wide"]), node("Sub", ["x", "wide"], ["centred"]),
+        node("Mul", ["centred", "centred"], ["squared"]), node("ReduceMean", ["squared", "axes"], ["variance"]),
+        node("Add", ["variance", "epsilon"], ["padded"]), node("Sqrt", ["padded"], ["root"]),
+        node("Reciprocal", ["root"], ["deviation"]), node("Mul", ["deviation", "gamma"], ["inverse"]),
+        node("Mul", ["x", "inverse"], ["scaled"]), node("Mul", ["negative", "inverse"], ["moved"]),
+        node("Add", ["moved", "beta"], ["shift"]), node("Add", ["scaled", "shift"], ["normed"]),
+        node("Transpose", ["normed"], ["y"], perm=[0, 2, 3, 1]), node("Shape", ["normed"], ["shape"]),
+    ]  # fmt: skip
+    ends = [helper.make_tensor_value_info(n, f32, ["n", *d]) for n, d in (("x", [4, 2, 2]), ("y", [2, 2, 4]))]
+    shape = helper.make_tensor_value_info("shape", i64, [4])
+    graph = helper.make_graph(nodes, "g", ends[:1], [ends[1], shape], [*weights, *settings, epsilon])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    before = ReferenceEvaluator(model).run(None, {"x": (x := np.random.rand(3, 4, 2, 2).astype(np.float32))})
+    put_together(model)
+    kinds = [n.op_type for n in model.graph.node]
+    assert (kinds.count("Transpose"), kinds.count("LayerNormalization"), kinds.count("ReduceMean")) == (1, 1, 0)
+    for was, now in zip(before, ReferenceEvaluator(model).run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(was, now, rtol=1e-4, atol=1e-5)
+
+
+@tensorflow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["small.keras", "small.h5", "small_savedmodel", "small_savedmodel/saved_model.pb"])
+def test_every_format_gives_the_same_network(name: str) -> None:
+    graph = load_graph(open_artifact(MODELS / name, framework="tensorflow"), batch=8)
+    features = static_features(graph)
+    assert (features.macs, features.convs, features.denses) == (SMALL_MACS, 3, 1)
+    assert kinds(graph)["permute"] == 1
+    assert kinds(graph)["batch_norm"] == 1
+    assert [graph.values[o].spec.shape for o in graph.outputs] == [(8, 8)]
+
+
+@tensorflow
+@pytest.mark.timeout(600)
+def test_a_lambda_in_an_h5_file_is_refused() -> None:
+    CANARY.unlink(missing_ok=True)
+    with pytest.raises(UnsafeModel, match=r"lambda.h5 has a layer Lambda \('shout'\)"):
+        load_graph_in_child(open_artifact(MODELS / "lambda.h5"), batch=1)
+    assert not CANARY.exists()
