@@ -27,6 +27,14 @@ _RANDOM = frozenset(
 )
 
 
+_SMALL = frozenset(
+    {"Add", "And", "Cast", "Concat", "Div", "Equal", "Floor", "Gather", "Identity", "Mod", "Mul", "Neg", "Not", "Slice"}
+    | {"Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"}
+)
+_SMALL_ELEMENTS = 256
+"""Shape arithmetic: these put out at most the product of what they read, so that no type is needed to compute them."""
+
+
 @dataclass
 class StaticGraph:
     """What is left of an ONNX graph when shapes are known."""
@@ -112,6 +120,10 @@ class _Folder:
             self._shape(node)
             return
         known = all(i in self._static.constants for i in read)
+        if known and node.op_type in _SMALL and sum(self._static.constants[i].size for i in read) <= _SMALL_ELEMENTS:
+            node = self._rebatched(node)
+            if self._computed(node, {}):
+                return
         types = self._infer(self._rebatched(node))
         if known and node.op_type not in _RANDOM and self._computed(node, types):
             return
