@@ -94,6 +94,8 @@ NETWORKS: tuple[Network, ...] = (
     ),
 )  # fmt: skip
 
+MORE = _timm("swin", "swin_base_patch4_window7_224")
+"""Not in the table: what `bench/predict.py` measures beside its networks."""
 VERSIONED = ("resnet18", "vit_tiny_patch16_224", "bert-mini")
 """Exported at these opsets too, with the batch of 1 spelled out in the file."""
 OPSETS = {"onnx-torchscript": (9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20), "onnx-dynamo": (18, 20, 21, 22, 23, 24)}

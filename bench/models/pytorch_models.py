@@ -1,6 +1,7 @@
 """Makes the files of PyTorch networks, each network in a process of its own.
 
     python bench/models/pytorch_models.py < requests
+    python bench/models/pytorch_models.py make swin_base_patch4_window7_224 onnx-torchscript FILE
 
 A request (a line of JSON) names the network, its cells and a folder; a line of JSON a cell says the file, or why there
 is none, and one at the end how the process ended. Weights are allocated and not set (constructors' random numbers are
@@ -21,7 +22,7 @@ import timm  # noqa: F401  # imported before the fork
 import torch
 import torch.onnx._internal.exporter._core  # imported before the fork
 import transformers
-from declared import FUSED_ATTENTION_OPSET, NETWORKS, Cell, Network
+from declared import FUSED_ATTENTION_OPSET, MORE, NETWORKS, Cell, Network
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
@@ -125,6 +126,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    if sys.argv[1:2] == ["make"]:
+        name, door, path = sys.argv[2:]
+        network = next(n for n in (*NETWORKS, *MORE) if n.name == name)
+        with torch.no_grad():
+            export(module_of(network), network, Cell(network.family, name, door), Path(path))
+        return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # exporters print
     for line in sys.stdin:

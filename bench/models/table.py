@@ -112,7 +112,7 @@ trained weights, parsed in the limited child process and predicted at a batch of
 
 {files} files of {architectures} architectures: {ok} predicted, {missed} missed ({percent:.1f} %).
 
-A cell is seconds from path to prediction in a warm process, the quicker of two, and the footprint in MiB. † is a file
+A cell is seconds from path to prediction in a warm process and the footprint in MiB. † is a file
 whose batch is a fixed 1. Taken on {machine}.
 """
 

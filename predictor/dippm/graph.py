@@ -108,6 +108,8 @@ class ModelGraph:
     """Float dtype of the weights in the file, where the door builds them in another; empty: that of the parameters."""
     notes: tuple[str, ...] = ()
     """What the door did that whoever reads the figures should know, each a sentence."""
+    restored: int = 0
+    """Batch norms that the file's exporter had folded into convolutions, and that the door put back."""
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -134,7 +136,7 @@ class ModelGraph:
             operator.pop("source", None)
         for value in body["values"]:
             value.pop("name", None)
-        for name in ("format", "stored_dtype", "notes"):
+        for name in ("format", "stored_dtype", "notes", "restored"):
             body.pop(name, None)
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
@@ -169,6 +171,8 @@ class ModelGraph:
             body["stored_dtype"] = self.stored_dtype
         if self.notes:
             body["notes"] = list(self.notes)
+        if self.restored:
+            body["restored"] = self.restored
         return body
 
     @classmethod
@@ -183,6 +187,7 @@ class ModelGraph:
             format=body["format"],
             stored_dtype=body.get("stored_dtype", ""),
             notes=tuple(body.get("notes", ())),
+            restored=body.get("restored", 0),
         )
 
 

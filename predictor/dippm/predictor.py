@@ -58,6 +58,7 @@ def predict_graph(
     one that ships. Raises UnknownDevice for a device without hardware figures, NoWeights without a bundle.
     """
     from dippm.features import static_features
+    from dippm.folding import fold_batch_norms
     from dippm.network.bundle import load_bundle
     from dippm.network.compose import composition_of, correct
     from dippm.network.workload import workloads
@@ -70,7 +71,9 @@ def predict_graph(
     measured = replace(case, runtime=runtime.predicted)
     with watch.stage("network"):
         bundle = bundle or load_bundle()
-        cast = graph.cast(case.precision.float_dtype)
+        cast, folded = graph.cast(case.precision.float_dtype), 0
+        if runtime.asked in runtimes.FOLDS_BATCH_NORMS:
+            cast, folded = fold_batch_norms(cast)
         estimates = bundle.estimate(cast, measured, risk_percent=policy.oom_risk_percent)
     with watch.stage("replay"):
         replayed = replay(
@@ -137,7 +140,7 @@ def predict_graph(
         format=graph.format,
         seconds=watch.read(),
         predictor_version=VERSION,
-        notes=(*graph_notes(graph, case), *_notes(runtime, clock, need, policy, choice)),
+        notes=(*graph_notes(graph, case, folded), *_notes(runtime, clock, need, policy, choice)),
     )
 
 
@@ -167,9 +170,19 @@ def _basis(runtime: runtimes.Resolved, clock: _Clock) -> Basis:
     return Basis.MEASURED if clock.source.product == clock.target.product else Basis.TRANSFERRED
 
 
-def graph_notes(graph: ModelGraph, case: Case) -> Iterator[str]:
-    """What the model's file has to say on the figures: its door's notes, and a dtype that is not the one asked."""
+def graph_notes(graph: ModelGraph, case: Case, folded: int = 0) -> Iterator[str]:
+    """What the model's file has to say on the figures: its door's notes, which network was priced, another dtype.
+
+    `folded` is how many batch norms were folded for the runtime.
+    """
     yield from graph.notes
+    if folded:
+        yield f"priced with {folded} batch norms folded into the convolutions before them, as ONNX Runtime runs them"
+    elif graph.restored:
+        yield (
+            f"priced with the {graph.restored} batch norms that the exporter folded into convolutions, as PyTorch "
+            "runs them"
+        )
     if graph.stored_dtype and graph.stored_dtype != case.precision.float_dtype:
         yield (
             f"the weights are stored as {graph.stored_dtype} and priced as {case.precision.float_dtype}, the precision "

@@ -23,6 +23,9 @@ USUAL = {
 STAND_INS = dict.fromkeys((Runtime.TORCHSCRIPT, Runtime.ONNXRUNTIME, Runtime.TENSORFLOW, Runtime.PADDLE), Runtime.GRAPH)
 """The measured runtime nearest to one that never was: each of these frees a tensor at its last use."""
 
+FOLDS_BATCH_NORMS = frozenset({Runtime.ONNXRUNTIME})
+"""Runtimes that fold batch norms into convolutions when they load a graph."""
+
 PROXY_FACTOR = 1.75
 """How much memory above weights and inputs is widened for a stand-in: the most that the measured runtimes differ.
 A graph that frees at the last use came out up to 43 % lower than the Python module (120 cases), which is 1.75 times."""

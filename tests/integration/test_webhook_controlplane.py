@@ -206,10 +206,6 @@ def admitted(control_plane, namespace, body):
             {"device": "A100-SXM4-40GB", "policy": {"allowedProfiles": ["1g.5gb", "9g.90gb"]}},
             "spec.policy.allowedProfiles: A100-SXM4-40GB has no MIG profile '9g.90gb'",
         ),
-        (
-            {"model": {"uri": "ftp://models/resnet50.onnx"}},
-            "must be a URI that starts with one of",
-        ),
         ({"policy": {"onOutOfMemory": "Bump"}}, "spec.policy.onOutOfMemory: Bump is not served by this version yet"),
         ({"policy": {"repair": "Evict"}}, "spec.policy.repair: Evict is not served by this version yet"),
         (

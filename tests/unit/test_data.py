@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,16 @@ def test_rows_of_onnx_runtime_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert (found["memory_mib"], found["min_cap_mib"], found["provider_options"]) == (7.0, 5.0, '{"a": "1"}')
     with pytest.raises(ValueError, match="no case of the list is of this network"):
         pack([*RUNS, {**ort, "case": name.replace("abc", "def")}], listed(), stored())
+
+
+def test_a_template_that_may_not_scale_is_told_until_it_is_made_again() -> None:
+    chance = chain()
+    values = (replace(chance.values[0], spec=TensorSpec((61, 4, 122), "float32")), *chance.values[1:])
+    name = ("abc", TEMPLATE_BATCH, "float32")
+    once = Graphs([(name, replace(chance, values=values))])
+    again = Graphs([(name, replace(chance, values=values)), (("abc", 67, "float32"), replace(chance, batch=67))])
+    assert (once.doubtful, again.doubtful) == ({"abc"}, set())
+    assert again.names() == [("abc", 67, "float32")]
 
 
 def test_calls_are_written_for_every_batch_and_precision() -> None:

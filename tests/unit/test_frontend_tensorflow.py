@@ -14,9 +14,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from dippm.artifact import open_artifact
 from dippm.case import Case
@@ -201,10 +203,42 @@ def test_a_layer_norm_that_is_written_out_is_put_together() -> None:
     ends = [helper.make_tensor_value_info(n, f32, ["n", 3, 4]) for n in ("x", "y")]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [*weights, axes, epsilon])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    before = ReferenceEvaluator(model).run(None, {"x": (x := np.random.rand(2, 3, 4).astype(np.float32))})
     put_together(model)
+    after = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(before[0], after[0], rtol=1e-4, atol=1e-5)
     assert [n.op_type for n in model.graph.node] == ["LayerNormalization"]
     assert sorted(t.name for t in model.graph.initializer) == ["beta_vector", "gamma_vector"]
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_a_layer_norm_over_channels_runs_with_channels_last() -> None:
+    """As tf2onnx leaves ConvNeXt's: over dimension 1, turned back right after it."""
+    f32, i64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    node = helper.make_node
+    weights = [helper.make_tensor(n, f32, [1, 4, 1, 1], [1.0 + i for i in range(4)]) for n in ("gamma", "beta")]
+    settings = [helper.make_tensor("axes", i64, [1], [1]), helper.make_tensor("to", i64, [4], [-1, 1, 2, 2])]
+    epsilon = helper.make_tensor("epsilon", f32, [1, 1, 1, 1], [1e-6])
+    nodes = [
+        node("ReduceMean", ["x", "axes"], ["mean"]), node("Neg", ["mean"], ["negative"]),
+        node("Reshape", ["mean", "to"], ["wide"]), node("Sub", ["x", "wide"], ["centred"]),
+        node("Mul", ["centred", "centred"], ["squared"]), node("ReduceMean", ["squared", "axes"], ["variance"]),
+        node("Add", ["variance", "epsilon"], ["padded"]), node("Sqrt", ["padded"], ["root"]),
+        node("Reciprocal", ["root"], ["deviation"]), node("Mul", ["deviation", "gamma"], ["inverse"]),
+        node("Mul", ["x", "inverse"], ["scaled"]), node("Mul", ["negative", "inverse"], ["moved"]),
+        node("Add", ["moved", "beta"], ["shift"]), node("Add", ["scaled", "shift"], ["normed"]),
+        node("Transpose", ["normed"], ["y"], perm=[0, 2, 3, 1]), node("Shape", ["normed"], ["shape"]),
+    ]  # fmt: skip
+    ends = [helper.make_tensor_value_info(n, f32, ["n", *d]) for n, d in (("x", [4, 2, 2]), ("y", [2, 2, 4]))]
+    shape = helper.make_tensor_value_info("shape", i64, [4])
+    graph = helper.make_graph(nodes, "g", ends[:1], [ends[1], shape], [*weights, *settings, epsilon])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    before = ReferenceEvaluator(model).run(None, {"x": (x := np.random.rand(3, 4, 2, 2).astype(np.float32))})
+    put_together(model)
+    kinds = [n.op_type for n in model.graph.node]
+    assert (kinds.count("Transpose"), kinds.count("LayerNormalization"), kinds.count("ReduceMean")) == (1, 1, 0)
+    for was, now in zip(before, ReferenceEvaluator(model).run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(was, now, rtol=1e-4, atol=1e-5)
 
 
 @tensorflow

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dippm.measure import one_model
 from dippm.measure.one_model import Measured, example, loaded_by_torch, measure_file, to_dict, to_text
 from dippm.measure.runtimes import torchscript_forward
 from dippm.predictor import predict_graph
+from dippm.zoo.planning import LiveBytes
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit:DeprecationWarning")
 CPU = torch.device("cpu")
@@ -102,6 +104,36 @@ def test_measured_and_predicted_stand_side_by_side(files: dict[str, Path]) -> No
     assert body["predicted"]["memory_mib"] == prediction.memory_mib
     assert body["measured"] == labels
     assert to_dict(replace(found, prediction=None))["predicted"] is None
+
+
+class Holding(torch.nn.Module):
+    """Its local `first` lives until the function returns; in a graph it dies where it is read last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = torch.relu(x)
+        second = torch.cat([first, first], 1)
+        third = torch.cat([second, second], 1)
+        second = torch.relu(third)
+        return second.mean(1)
+
+
+def test_torchscript_frees_where_an_exported_graph_does() -> None:
+    """Bytes of storages alive after each operator, at their peak, of the first passes and the later ones."""
+    x = (torch.randn(2, 8, 64, 64),)
+
+    def peak(run: Callable[..., object]) -> int:
+        live = LiveBytes(x)
+        with torch.inference_mode(), live:
+            out = run(*x)
+        del out
+        return live.peak
+
+    model = Holding().eval()
+    exported = peak(torch.export.export(model, x).module())
+    eager = peak(model)
+    scripted = torchscript_forward(model, x)
+    assert [peak(scripted) for _ in range(4)] == [exported] * 4
+    assert eager > exported
 
 
 def test_torchscript_is_what_was_traced_and_the_module_lets_go() -> None:

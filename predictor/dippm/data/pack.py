@@ -18,7 +18,7 @@ from typing import Any
 
 from dippm.case import Mode, Precision
 from dippm.data import columns
-from dippm.data.batches import TEMPLATE_BATCHES, at_batch
+from dippm.data.batches import TEMPLATE_BATCHES, at_batch, collides
 from dippm.data.call_store import CallWriter
 from dippm.data.columns import Case, Row, network_key
 from dippm.data.graph_store import GraphName, GraphWriter
@@ -85,6 +85,8 @@ class Graphs:
 
     def __init__(self, extracted: Iterable[tuple[GraphName, ModelGraph | str]], base: DataSet | None = None) -> None:
         self.errors: dict[str, str] = {}
+        self.doubtful: set[str] = set()
+        """Networks with a size that is a multiple of their template's batch: does it scale? Not made again to see."""
         self._bodies: dict[GraphName, bytes] = {}
         self._last: tuple[GraphName, ModelGraph] | None = None
         self.base = base
@@ -92,8 +94,11 @@ class Graphs:
             if isinstance(graph, str):
                 self.errors[name[0]] = graph
                 continue
-            for batch in TEMPLATE_BATCHES if name[1] in TEMPLATE_BATCHES else ():
-                self._bodies.pop((name[0], batch, name[2]), None)
+            earlier = [n for n in ((name[0], batch, name[2]) for batch in TEMPLATE_BATCHES) if n in self._bodies]
+            if name[1] in TEMPLATE_BATCHES:
+                for other in earlier:
+                    del self._bodies[other]
+                (self.doubtful.discard if earlier or not collides(graph) else self.doubtful.add)(name[0])
             self._bodies[name] = zlib.compress(json.dumps(graph.to_dict(), separators=(",", ":")).encode(), 1)
         anew = {(key, dtype) for key, batch, dtype in self._bodies if batch in TEMPLATE_BATCHES}
         self.of_base = {

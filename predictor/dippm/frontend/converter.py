@@ -134,6 +134,7 @@ TENSORFLOW = Converter(
     extra="tensorflow",
     setting="DIPPM_TENSORFLOW_PYTHON",
     refusals="dippm.frontend.tensorflow_safety",
+    limits=replace(LIMITS, wall_seconds=600.0, cpu_seconds=480),  # tf2onnx took minutes for NASNet's 356 convolutions
 )
 CONVERTERS: Mapping[str, Converter] = {"paddle": PADDLE, "savedmodel": TENSORFLOW, "keras": TENSORFLOW}
 """By `Artifact.format`. Every other format has a door of its own."""

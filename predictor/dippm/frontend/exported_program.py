@@ -20,6 +20,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
 from dippm.frontend.attributes import attributes_of
+from dippm.frontend.foreign import ForeignCall
 from dippm.frontend.meta_run import run_on_meta
 from dippm.frontend.relax import express_in_relax
 from dippm.frontend.scopes import scope_of, source_of
@@ -59,6 +60,8 @@ class Program:
     """Owner of the attributes that the graph gets."""
     state: Mapping[str, torch.Tensor]
     """Parameters and buffers by name; only which of them share a storage is looked at."""
+    values: Mapping[fx.Node, Any] | None = None
+    """What each node puts out on the meta device, where the graph was run there when it was made."""
 
 
 def graph_of_program(
@@ -103,8 +106,11 @@ class _Builder:
         graph = self._program.graph
         specs = {s.arg.name: s for s in self._program.signature.input_specs}
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+        ran = self._program.values
         storages = _shared_storages(self._program.state)
-        bound: dict[fx.Node, Any] = {n: self._bind(n, specs.get(n.name), storages) for n in placeholders}
+        bound: dict[fx.Node, Any] = {
+            n: self._bind(n, specs.get(n.name), storages) if ran is None else ran[n] for n in placeholders
+        }
         for node in graph.nodes:
             if node.op == "get_attr":
                 bound[node] = _meta_copy(_attribute(self._program.module, node))
@@ -117,7 +123,7 @@ class _Builder:
                 self._ids[node] = self._add(value, kind, None, name, ())
                 if kind is ValueKind.INPUT:
                     inputs.append(self._ids[node])
-        run = run_on_meta(graph, bound, rebatch=(self._file_batch, self._batch))
+        run = ran if ran is not None else run_on_meta(graph, bound, rebatch=(self._file_batch, self._batch))
         outputs = self._output_nodes()
         program = express_in_relax(graph, outputs)
         for node in graph.nodes:
@@ -159,10 +165,11 @@ class _Builder:
         return [a for a in flat if isinstance(a, fx.Node)]
 
     def _visit(self, node: fx.Node, value: Any, relax_names: tuple[str, ...]) -> None:
-        if not isinstance(node.target, torch._ops.OpOverload):
+        foreign = node.target if isinstance(node.target, ForeignCall) else None
+        if foreign is None and not isinstance(node.target, torch._ops.OpOverload):
             self._visit_python(node, value)
             return
-        name = base_name(str(node.target))
+        name = base_name(str(node.target)) if foreign is None else ""
         if name in NOT_RUN or value is None:
             return
         operands = tuple(self._operands(node))
@@ -174,14 +181,14 @@ class _Builder:
         outputs = tuple(self._add(t, ValueKind.RESULT, index, node.name, operands) for t in tensors)
         self._ids[node] = outputs if many else outputs[0]
         specs = [self._values[i].spec for i in operands]
-        kind = kind_of(name, specs)
+        kind = kind_of(name, specs) if foreign is None else foreign.kind
         self._operators.append(
             Operator(
                 kind=kind,
-                target=str(node.target),
+                target=str(node.target) if foreign is None else foreign.name,
                 inputs=operands,
                 outputs=outputs,
-                attributes=attributes_of(node, kind, specs),
+                attributes=attributes_of(node, kind, specs) if foreign is None else foreign.attributes,
                 scope=scope_of(node.meta),
                 source=source_of(node.meta),
                 relax=relax_names,

@@ -39,7 +39,7 @@ def run_on_meta(
             elif node.op == "call_function":
                 if rebatch[0] is not None:
                     _rebatch(node, values, rebatch[0], rebatch[1])
-                values[node] = _run_node(node, values)
+                values[node] = run_node(node, values)
                 node.args = map_aggregate(node.args, lambda a: _fold(a, values))
                 node.kwargs = map_aggregate(node.kwargs, lambda a: _fold(a, values))
             elif node.op != "output":
@@ -83,7 +83,8 @@ def _fold(argument: Any, values: Mapping[fx.Node, Concrete]) -> Any:
     return argument
 
 
-def _run_node(node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
+def run_node(node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
+    """What one call puts out, given the concrete values of its arguments."""
     args = map_aggregate(node.args, lambda a: values[a] if isinstance(a, fx.Node) else a)
     kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
     if kwargs.get("device") is not None:

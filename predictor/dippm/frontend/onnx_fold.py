@@ -1,8 +1,8 @@
 """Static shapes for an ONNX graph: inputs bound, shape arithmetic computed, every value typed.
 
 Node by node in order: what depends on constants alone is computed (ONNX's own reference evaluator), what depends on
-weights alone becomes a weight, and the rest is typed by ONNX's shape inference, which is given the constants. So no
-symbol is left, whatever exporter wrote the graph.
+weights alone becomes a weight (unless PyTorch wrote the file: then it is an operator as any other), and the rest is
+typed by ONNX's shape inference, which is given the constants. So no symbol is left, whatever exporter wrote the graph.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ _RANDOM = frozenset(
 )
 
 
+_SMALL = frozenset(
+    {"Add", "And", "Cast", "Concat", "Div", "Equal", "Floor", "Gather", "Identity", "Mod", "Mul", "Neg", "Not", "Slice"}
+    | {"Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"}
+)
+_SMALL_ELEMENTS = 256
+"""Shape arithmetic: these put out at most the product of what they read, so that no type is needed to compute them."""
+
+
 @dataclass
 class StaticGraph:
     """What is left of an ONNX graph when shapes are known."""
@@ -49,6 +57,10 @@ def fold(file: OnnxFile, inputs: dict[str, TensorSpec], *, file_batch: int | Non
     return _Folder(file, inputs, file_batch, batch).run()
 
 
+_OF_WEIGHTS = frozenset({"Transpose", "Identity", "DequantizeLinear"})
+"""What an exporter itself makes of a weight, where the framework has but the result."""
+
+
 class _Folder:
     def __init__(self, file: OnnxFile, inputs: dict[str, TensorSpec], file_batch: int | None, batch: int) -> None:
         self._file = file
@@ -58,6 +70,8 @@ class _Folder:
         self._types: dict[str, onnx.TypeProto] = {}
         self._tensors: dict[str, onnx.TensorProto] = {}
         self._opsets = {"": file.opset}
+        self._as_run = file.model.producer_name == "pytorch"
+        """Whether operators on weights alone are run in every pass: PyTorch's exporters fold what is not."""
         for name, kind in file.weights.items():
             self._types[name] = kind
             self._static.weights[name] = spec_of(kind)
@@ -106,11 +120,16 @@ class _Folder:
             self._shape(node)
             return
         known = all(i in self._static.constants for i in read)
+        if known and node.op_type in _SMALL and sum(self._static.constants[i].size for i in read) <= _SMALL_ELEMENTS:
+            node = self._rebatched(node)
+            if self._computed(node, {}):
+                return
         types = self._infer(self._rebatched(node))
         if known and node.op_type not in _RANDOM and self._computed(node, types):
             return
         self._types.update(types)
-        if read and all(i in self._static.constants or i in self._static.weights for i in read):
+        fixed = read and all(i in self._static.constants or i in self._static.weights for i in read)
+        if fixed and (node.op_type in _OF_WEIGHTS or not self._as_run):
             for name, kind in types.items():
                 self._static.weights[name] = spec_of(kind)
             return

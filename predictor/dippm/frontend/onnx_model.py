@@ -2,30 +2,36 @@
 
 1. Read it without its weights and validate it (`onnx_file`).
 2. Bind the batch and the shapes asked for; make every shape static (`onnx_fold`).
-3. Express the nodes in Relax (`relax`).
-4. Name them in the canonical vocabulary and put together what frameworks run as one operator
-   (`onnx_steps`, `onnx_fuse`).
-5. Number values and operators.
+3. Put together what frameworks run as one operator and exporters take apart (`onnx_fuse`, `onnx_attention`).
+4. Put back what exporters fold or leave away, where they tell of it (`onnx_restore`, `onnx_no_ops`, `onnx_in_place`).
+5. Write it down as a program of ATen calls (`onnx_program`), which goes the way of a `.pt2` from there on: expressed in
+   Relax, its values and operators numbered (`exported_program`).
 
-PyTorch's exporters fold batch norms into convolutions: an ONNX file describes the network as an ONNX runtime runs it.
+So the graph is of the network as PyTorch runs it. A runtime that folds batch norms is priced on the folded graph
+(`dippm.folding`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from dippm.errors import InputShapeError
+from dippm.frontend.exported_program import graph_of_program
 from dippm.frontend.inputs import InputSpec, asked_by_name
+from dippm.frontend.onnx_attention import fuse_attention
 from dippm.frontend.onnx_file import OnnxFile, read_onnx
-from dippm.frontend.onnx_fold import StaticGraph, fold, spec_of
+from dippm.frontend.onnx_fold import fold, spec_of
 from dippm.frontend.onnx_fuse import fuse
-from dippm.frontend.onnx_steps import Scopes, Step, metadata, steps_of
-from dippm.frontend.relax import express_onnx_in_relax
-from dippm.frontend.scopes import source_of
-from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.frontend.onnx_in_place import mark_in_place
+from dippm.frontend.onnx_no_ops import put_clones_back, put_dropouts_back
+from dippm.frontend.onnx_program import program_of
+from dippm.frontend.onnx_restore import notes_on, put_back, restored_in
+from dippm.frontend.onnx_step_graph import without_the_dead
+from dippm.frontend.onnx_steps import steps_of
+from dippm.graph import ModelGraph, TensorSpec
 
 
 def graph_of_onnx(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:
@@ -43,9 +49,14 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     outputs = [o.name for o in file.model.graph.output]
     if file_batch is not None and not any(static.specs[o].shape[:1] == (batch,) for o in outputs):
         raise _fixed_batch(shown, file_batch, batch)
-    names = express_onnx_in_relax(static, bound, outputs, file.opset).names
-    steps = fuse(steps_of(static), static, frozenset(outputs))
-    return _number(steps, static, bound, outputs, batch, names)
+    wanted = frozenset(outputs)
+    steps = put_clones_back(steps_of(static), static, wanted)
+    steps = fuse_attention(fuse(steps, static, wanted), static, wanted)
+    steps = put_back(without_the_dead(steps, wanted), static)
+    steps = put_dropouts_back(steps, static, wanted)
+    mark_in_place(steps, static, wanted)
+    graph = graph_of_program(program_of(steps, static, bound, outputs), batch=batch, format="onnx")
+    return replace(graph, restored=restored_in(steps), notes=tuple(notes_on(file.model, steps)))
 
 
 def _fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:
@@ -100,60 +111,3 @@ def bind_inputs(
 def _spelled(dims: object) -> str:
     parts = [str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dims]  # type: ignore[attr-defined]
     return "(" + ", ".join(parts) + ")"
-
-
-def _number(
-    steps: list[Step],
-    static: StaticGraph,
-    bound: dict[str, TensorSpec],
-    outputs: list[str],
-    batch: int,
-    relax_names: Mapping[str, tuple[str, ...]],
-) -> ModelGraph:
-    values: list[Value] = []
-    ids: dict[str, int] = {}
-
-    def add(name: str, value: Value) -> int:
-        ids[name] = len(values)
-        values.append(value)
-        return ids[name]
-
-    def read(name: str) -> int:
-        if name in ids:
-            return ids[name]
-        if name not in static.weights or (name in static.constants and static.constants[name].ndim == 0):
-            return add(name, Value(static.specs[name], ValueKind.CONSTANT, name=name))
-        return add(name, Value(static.weights[name], ValueKind.PARAMETER, name=name))
-
-    for name, spec in bound.items():
-        add(name, Value(spec, ValueKind.INPUT, name=name))
-    scopes = Scopes()
-    operators: list[Operator] = []
-    for step in steps:
-        operands = tuple(read(i) for i in step.inputs)
-        alias = operands[0] if step.shares_storage and operands else None
-        results = tuple(
-            add(o, Value(static.specs[o], ValueKind.RESULT, len(operators), alias if n == 0 else None, o))
-            for n, o in enumerate(step.outputs)
-        )
-        node = step.nodes[-1]
-        operators.append(
-            Operator(
-                kind=step.kind,
-                target=step.target,
-                inputs=operands,
-                outputs=results,
-                attributes=step.attributes,
-                scope=scopes.of(node),
-                source=source_of({"stack_trace": metadata(node, "pkg.torch.onnx.stack_trace")}),
-                relax=tuple(r for n in step.nodes for r in relax_names.get(n.output[0], ())),
-            )
-        )
-    return ModelGraph(
-        values=tuple(values),
-        operators=tuple(operators),
-        inputs=tuple(ids[n] for n in bound),
-        outputs=tuple(read(o) for o in outputs),
-        batch=batch,
-        format="onnx",
-    )

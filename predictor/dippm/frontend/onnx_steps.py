@@ -6,7 +6,7 @@ fusion (`onnx_fuse`).
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,8 +48,6 @@ _NAMES_BY_KIND = {
 _LEFT_OUT = frozenset({"axis", "epsilon", "momentum", "training_mode", "stash_type", "to", "saturate"})
 """Attributes that PyTorch's calls of the same kind do not carry: an operator has one signature whatever its door."""
 _KIND_BY_NAME = {name: kind for kind, names in _NAMES_BY_KIND.items() for name in names.split()}
-SHARES_STORAGE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
-"""Operators that ONNX runtimes run without a copy: the same elements in the same order."""
 
 
 @dataclass
@@ -62,11 +60,35 @@ class Step:
     outputs: list[str]
     attributes: dict[str, Attribute]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
+    converter: str = ""
+    """Which ATen call it is written down as (`onnx_aten`): the ONNX operator, or what several were put together to."""
+    given: dict[str, Attribute] = field(default_factory=dict)
+    """Attributes of the ONNX node as they stand there; of a merged step none."""
+    in_place: bool = False
+    """Whether it is taken to overwrite its first input."""
+    took_norm_in: bool = False
+    """Whether it is a convolution that a batch norm was folded into, which is put back after it."""
+    without_bias: bool = False
+    """Whether a convolution's bias came from the batch norm that is put back after it."""
+    path: tuple[str, ...] | None = None
+    """Module paths, where the node's own are not this operator's."""
+    trace: str | None = None
+    """Stack trace, where the node's own is not this operator's."""
 
     @property
-    def shares_storage(self) -> bool:
-        """Whether its output is its first input's storage."""
-        return len(self.nodes) == 1 and self.nodes[0].op_type in SHARES_STORAGE
+    def recorded(self) -> str:
+        """The ATen call that it was exported from, where the exporter says so: `aten.view.default`."""
+        found = _TARGET.search(metadata(self.nodes[-1], "pkg.torch.onnx.fx_node")) if self.nodes else None
+        return found[1] if found else ""
+
+
+_TARGET = re.compile(r"call_function\[target=torch\.ops\.(aten\.[\w.]+)\]")
+
+
+def metadata(node: onnx.NodeProto, key: str) -> str:
+    """A node's metadata property, or nothing."""
+    found = next((p.value for p in node.metadata_props if p.key == key), "")
+    return found if isinstance(found, str) else ""  # bytes: protobuf's answer to text that is no UTF-8
 
 
 def steps_of(static: StaticGraph) -> list[Step]:
@@ -86,6 +108,8 @@ def _step(node: onnx.NodeProto, static: StaticGraph) -> Step:
         outputs=[o for o in node.output if o],
         attributes={k: v for k, v in attributes.items() if v is not None},
         nodes=[node],
+        converter=node.op_type,
+        given=given,
     )
 
 
@@ -123,9 +147,11 @@ def _canonical(
     rank = len(specs[0].shape) if specs else 0
     if kind == "conv":
         suffix = "_transpose" if name == "ConvTranspose" else ""
-        return f"conv{rank - 2}d{suffix}", _convolution(given, specs, bool(suffix))
+        return f"conv{rank - 2}d{suffix}", {"groups": given.get("group", 1)}
     if kind == "pool":
-        return _pool(name, given, rank - 2)
+        if name == "GlobalAveragePool":
+            return f"adaptive_avg_pool{min(rank - 2, 2)}d", {}
+        return f"{'max' if name == 'MaxPool' else 'avg'}_pool{rank - 2}d", {}
     if kind in ("reshape", "expand"):
         return kind, {}
     if kind == "matmul":
@@ -146,6 +172,8 @@ def _canonical(
         return "embedding", {}
     if name in ("Concat", "Split", "Gather", "GatherElements", "CumSum", "TopK", "ArgMax", "ArgMin"):
         return kind, {"dim": given.get("axis")}
+    if name == "ReduceMean" and "pooling.AdaptiveAvgPool" in metadata(node, "pkg.torch.onnx.class_hierarchy"):
+        return f"adaptive_avg_pool{rank - 2}d", {}
     if name.startswith("Reduce"):
         axes = static.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
         return kind, {"dim": given.get("axes") if axes is None else tuple(int(a) for a in axes)}
@@ -158,98 +186,14 @@ def _scalar(node: onnx.NodeProto, position: int, static: StaticGraph) -> float |
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
-def _ints(value: Attribute, count: int, default: int) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (default,) * count
-
-
-def _padding(given: Mapping[str, Attribute], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """One number per spatial dimension; begins and ends where they differ."""
-    count = len(kernel)
-    if str(given.get("auto_pad", "NOTSET")).startswith("SAME"):
-        return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
-    pads = _ints(given.get("pads"), 2 * count, 0)
-    return pads[:count] if pads[:count] == pads[count:] else pads
-
-
-def _convolution(given: Mapping[str, Attribute], specs: Sequence[TensorSpec], transposed: bool) -> dict[str, Attribute]:
-    kernel = specs[1].shape[2:]
-    count = len(kernel)
-    dilation = _ints(given.get("dilations"), count, 1)
-    attributes: dict[str, Attribute] = {
-        "kernel_size": kernel,
-        "stride": _ints(given.get("strides"), count, 1),
-        "padding": _padding(given, kernel, dilation),
-        "dilation": dilation,
-        "groups": given.get("group", 1),
-    }
-    if transposed:
-        attributes["output_padding"] = _ints(given.get("output_padding"), count, 0)
-    return attributes
-
-
-def _pool(name: str, given: Mapping[str, Attribute], count: int) -> tuple[str, dict[str, Attribute]]:
-    if name == "GlobalAveragePool":
-        return f"adaptive_avg_pool{min(count, 2)}d", {"output_size": (1,) * count}
-    kernel = _ints(given.get("kernel_shape"), count, 1)
-    dilation = _ints(given.get("dilations"), count, 1)
-    return f"{'max' if name == 'MaxPool' else 'avg'}_pool{count}d", {
-        "kernel_size": kernel,
-        "stride": _ints(given.get("strides"), count, 1),
-        "padding": _padding(given, kernel, dilation),
-        "dilation": dilation,
-        "ceil_mode": bool(given.get("ceil_mode", 0)),
-    }
-
-
-class Scopes:
-    """Module scopes of nodes in order: a module that is entered again is `path@1`, then `path@2`."""
-
-    def __init__(self) -> None:
-        self._previous: tuple[str, ...] = ()
-        self._calls: dict[str, int] = {}
-        self._shown: tuple[str, ...] = ()
-
-    def of(self, node: onnx.NodeProto) -> tuple[str, ...]:
-        """Scope of the next node, outermost first."""
-        paths = _paths(node)
-        shown = []
-        entered = False
-        for depth, path in enumerate(paths):
-            if not entered and depth < len(self._previous) and self._previous[depth] == path:
-                shown.append(self._shown[depth])
-                continue
-            entered = True
-            calls = self._calls[path] = self._calls.get(path, -1) + 1
-            shown.append(f"{path}@{calls}" if calls else path)
-        self._previous, self._shown = paths, tuple(shown)
-        return self._shown
-
-
-def _paths(node: onnx.NodeProto) -> tuple[str, ...]:
-    """Full module paths of a node, from its metadata (dynamo exporter) or its name (`/layer1/layer1.0/conv1/Conv`)."""
-    recorded = metadata(node, "pkg.torch.onnx.name_scopes")
-    if recorded:
-        try:
-            return tuple(str(p) for p in ast.literal_eval(recorded)[:-1])
-        except (ValueError, SyntaxError, TypeError):
-            return ()
-    parts = [p for p in node.name.split("/")[1:-1] if p]
-    if not node.name.startswith("/"):
-        return ()
-    paths = [""]
-    above, last = "", ""
-    for part in parts:
-        if last and part.startswith(f"{last}."):
-            path = f"{above}.{part}" if above else part
-        else:
-            above = paths[-1]
-            path = f"{above}.{part}" if above else part
-        last = part
-        paths.append(path)
-    return tuple(paths)
-
-
-def metadata(node: onnx.NodeProto, key: str) -> str:
-    """A node's metadata property, or nothing."""
-    found = next((p.value for p in node.metadata_props if p.key == key), "")
-    return found if isinstance(found, str) else ""  # bytes: protobuf's answer to text that is no UTF-8
+def same_padding(
+    shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], *, at_end: bool
+) -> list[int]:
+    """Padding before, then after each spatial dimension, so that the output is the input over the stride."""
+    before, after = [], []
+    for size, k, s, d in zip(shape, kernel, stride, dilation, strict=True):
+        whole = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
+        small, large = whole // 2, whole - whole // 2
+        before.append(small if at_end else large)
+        after.append(large if at_end else small)
+    return before + after

@@ -6,8 +6,11 @@ and constants are meta tensors of the recorded shapes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ def graph_of_pt2(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None
 
 def _deserialize(content: Pt2Content, shown: str) -> Program:
     try:
-        described = serialize._dict_to_dataclass(schema.ExportedProgram, content.program)  # type: ignore[no-untyped-call]
+        with _hints_once():
+            described = serialize._dict_to_dataclass(schema.ExportedProgram, content.program)  # type: ignore[no-untyped-call]
         result = serialize.GraphModuleDeserializer().deserialize(
             described.graph_module, _meta_tensors(content.weights), _meta_tensors(content.constants), None, {}
         )
@@ -64,6 +68,29 @@ def _deserialize(content: Pt2Content, shown: str) -> Program:
             "again with that version"
         ) from None
     return Program(result.graph_module.graph, result.signature, result.graph_module, dict(result.state_dict))
+
+
+@functools.cache
+def _hints_of_class(kind: type) -> dict[str, Any]:
+    return _type_hints(kind, globalns=vars(schema))
+
+
+_type_hints = typing.get_type_hints
+
+
+@contextlib.contextmanager
+def _hints_once() -> Iterator[None]:
+    """torch asks for the type hints of a class anew for every object in the file, which is half of the time."""
+
+    def cached(obj: Any, globalns: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        of_schema = isinstance(obj, type) and globalns is vars(schema) and not args and not kwargs
+        return _hints_of_class(obj) if of_schema else _type_hints(obj, globalns, *args, **kwargs)
+
+    typing.get_type_hints = cached
+    try:
+        yield
+    finally:
+        typing.get_type_hints = _type_hints
 
 
 def _meta_tensors(payloads: Mapping[str, Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The one module that imports TVM: ATen and ONNX operators expressed in Relax.
+"""The one module that imports TVM: operators expressed in Relax.
 
 TVM 0.27 (Apache TVM, `tvm.relax.frontend`). Parameters enter as typed inputs, so no weight is read or copied.
 """
@@ -15,12 +15,11 @@ import torch
 import tvm
 from torch import fx
 from tvm import relax
-from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map, onnx_input
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from dippm.errors import UnsupportedOperator
 from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
-from dippm.frontend.onnx_fold import StaticGraph
+from dippm.frontend.foreign import ForeignCall
 from dippm.graph import TensorSpec
 
 
@@ -107,6 +106,8 @@ class _MetaImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM ships
         return RelaxProgram(module=builder.get(), names=names)
 
     def _call(self, node: fx.Node) -> Any:
+        if isinstance(node.target, ForeignCall):
+            return self._packed(node)
         name = getattr(node.target, "__name__", str(node.target))
         convert = self.convert_map.get(name)
         base = base_name(name)
@@ -139,12 +140,16 @@ class _MetaImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM ships
         tensors = [v for v in value if isinstance(v, torch.Tensor)] if many else [value]
         types = [tensor_type(t) for t in tensors]
         call = relax.op.call_pure_packed(
-            str(node.target), *arguments, ty_args=[relax.TupleType(types)] if many else types
+            _packed_name(node), *arguments, ty_args=[relax.TupleType(types)] if many else types
         )
         result = self.block_builder.emit(call)
         if not many:
             return result
         return [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(len(tensors))]
+
+
+def _packed_name(node: fx.Node) -> str:
+    return node.target.name if isinstance(node.target, ForeignCall) else str(node.target)
 
 
 def tensor_type(tensor: torch.Tensor) -> Any:
@@ -188,98 +193,6 @@ def express_in_relax(graph: fx.Graph, outputs: Sequence[fx.Node]) -> RelaxProgra
     Raises UnsupportedOperator, naming the operator.
     """
     return _MetaImporter().translate(graph, outputs)
-
-
-class _StaticOnnxImporter(ONNXGraphImporter):  # type: ignore[misc]  # TVM ships no types
-    """TVM's ONNX importer over a graph whose shapes and constants are known."""
-
-    def __init__(self, static: StaticGraph, opset: int) -> None:
-        super().__init__({}, {}, keep_params_in_input=True, sanitize=False)
-        self.opset = opset
-        self._static = static
-        self.bb = RecordingBuilder()
-        self._converters = _get_convert_map()
-
-    def translate(self, inputs: Mapping[str, TensorSpec], outputs: Sequence[str]) -> RelaxProgram:
-        """Express every node in Relax."""
-        static = self._static
-        read = {i for node in static.nodes for i in node.input if i}
-        held = {n: static.specs[n] for n in static.weights if n in read and n not in static.constants}
-        for name, spec in {**inputs, **held}.items():
-            self._nodes[name] = relax.Var(name, relax.TensorType(list(spec.shape), spec.dtype))
-        for name, array in static.constants.items():
-            if name in read or name in outputs:
-                self._nodes[name] = relax.const(array)
-        variables = [v for v in self._nodes.values() if isinstance(v, relax.Var)]
-        names: dict[str, tuple[str, ...]] = {}
-        with self.bb.function("main", params=variables):
-            with self.bb.dataflow():
-                for node in static.nodes:
-                    self._convert(node)
-                    names[node.output[0]] = self.bb.take()
-                output = self.bb.emit_output(relax.Tuple([self._nodes[o] for o in outputs if o in self._nodes]))
-            self.bb.emit_func_output(output)
-        return RelaxProgram(module=self.bb.get(), names=names)
-
-    def _convert(self, node: Any) -> None:
-        wanted = [self._static.specs[o] if o else None for o in node.output]
-        results = self._converted(node)
-        if results is None or not all(
-            w is None or (len(results) > i and _has_spec(results[i], w)) for i, w in enumerate(wanted)
-        ):
-            self.bb.take()
-            results = self._packed(node, [w for w in wanted if w is not None])
-        for name, result in zip((o for o in node.output if o), results, strict=False):
-            self._nodes[name] = result
-
-    def _converted(self, node: Any) -> list[Any] | None:
-        """What TVM's converter makes of a node; None where it has none or does not cover these attributes."""
-        if node.op_type not in self._converters:
-            return None
-        arguments = onnx_input()
-        for name in node.input:
-            arguments.append(self._nodes[name] if name else None)
-        try:
-            attributes = self._parse_attr(node.attribute)
-            attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
-            convert = self._converters[node.op_type].get_converter(self.opset)
-            expr = convert(self.bb, arguments, attributes, [self._nodes, self._params])
-            if isinstance(expr, relax.Tuple):
-                return [self.bb.emit(e) for e in expr.fields]
-            expr = self.bb.emit(expr)
-            if isinstance(expr.ty, relax.TupleType):
-                return [self.bb.emit(relax.TupleGetItem(expr, i)) for i in range(len(expr.ty.fields))]
-        except Exception:
-            # TVM's converters raise whatever comes up (assertions, KeyError, its own errors) on what they do not
-            # cover; ONNX's shape inference has typed the node already, so it is expressed as a packed call instead.
-            return None
-        return [expr]
-
-    def _packed(self, node: Any, wanted: Sequence[TensorSpec]) -> list[Any]:
-        types = [relax.TensorType(list(w.shape), w.dtype) for w in wanted]
-        arguments = [self._nodes[i] for i in node.input if i]
-        result = self.bb.emit(
-            relax.op.call_pure_packed(
-                f"onnx.{node.op_type}", *arguments, ty_args=[relax.TupleType(types)] if len(types) > 1 else types
-            )
-        )
-        if len(types) == 1:
-            return [result]
-        return [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
-
-
-def _has_spec(expr: Any, wanted: TensorSpec) -> bool:
-    kind = getattr(expr, "ty", None)
-    if not isinstance(kind, relax.TensorType) or kind.shape is None:
-        return False
-    return tuple(map(_static, kind.shape)) == wanted.shape and _dtype(kind) == wanted.dtype
-
-
-def express_onnx_in_relax(
-    static: StaticGraph, inputs: Mapping[str, TensorSpec], outputs: Sequence[str], opset: int
-) -> RelaxProgram:
-    """Express a static ONNX graph in Relax; `names` are by each node's first output."""
-    return _StaticOnnxImporter(static, opset).translate(inputs, outputs)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-_FIRST_TO_LAST = (0, 2, 3, 1)
+_FIRST_TO_LAST, _LAST_TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def put_together(model: onnx.ModelProto) -> None:
@@ -47,15 +47,16 @@ class _Graph:
         array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
         return [float(v) for v in array.reshape(-1)] if array.size <= 8 else None
 
-    def _last_axis_mean(self, name: str) -> str | None:
-        """What a value is the mean of, over its last dimension alone, which is kept."""
+    def _channel_mean(self, name: str) -> tuple[str, bool] | None:
+        """What a value is the mean of, over its channels alone, which are kept, and whether those come first."""
         node = self._made(name, "ReduceMean")
         if node is None:
             return None
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         axes = attributes.get("axes") or (self._numbers(node.input[1]) if len(node.input) > 1 else None)
         kept = attributes.get("keepdims", 1)
-        return node.input[0] if kept and axes is not None and [int(a) for a in axes] in ([-1], [2]) else None
+        listed = [] if axes is None or not kept else [int(a) for a in axes]
+        return (node.input[0], listed == [1]) if listed in ([-1], [2], [1]) else None
 
     def layer_norm(self, last: onnx.NodeProto) -> None:
         """`x * inverse + (offset - mean * inverse)`, `inverse = scale / sqrt(mean((x - mean)^2) + epsilon)`."""
@@ -77,8 +78,9 @@ class _Graph:
                 if (negated := self._made(mean, "Neg")) is not None:
                     mean = negated.input[0]
                 found = self._variance(inverse, x, mean)
-                if found is not None and self._last_axis_mean(mean) == x:
-                    self._replace(last, x, found[0], offset, found[1])
+                over = self._channel_mean(mean)
+                if found is not None and over is not None and over[0] == x:
+                    self._replace(last, x, found[0], offset, found[1], channels_first=over[1])
                     return
 
     def _variance(self, inverse: str, x: str, mean: str) -> tuple[str, float] | None:
@@ -95,27 +97,61 @@ class _Graph:
         if padded is None:
             return None
         epsilon = self._numbers(padded.input[1])
-        squared = self._made(self._last_axis_mean(padded.input[0]) or "", "Mul", "Pow")
+        over = self._channel_mean(padded.input[0])
+        squared = self._made(over[0], "Mul", "Pow") if over is not None else None
         if epsilon is None or len(epsilon) != 1 or squared is None:
             return None
         centred = self._made(squared.input[0], "Sub")
-        if centred is None or list(centred.input) != [x, mean]:
+        if centred is None or centred.input[0] != x:
+            return None
+        reshaped = self._made(centred.input[1], "Reshape")  # tf2onnx's transpose of a mean, which has one channel
+        if mean not in (centred.input[1], reshaped.input[0] if reshaped is not None else ""):
             return None
         if squared.op_type == "Mul" and squared.input[1] != squared.input[0]:
             return None
         return scale, epsilon[0]
 
-    def _replace(self, last: onnx.NodeProto, x: str, scale: str, offset: str, epsilon: float) -> None:
+    def _replace(
+        self, last: onnx.NodeProto, x: str, scale: str, offset: str, epsilon: float, *, channels_first: bool
+    ) -> None:
+        """A layer norm in the place of its last operator; channels come last while it runs, as PyTorch has them."""
         weight = scale or offset
         if not weight:
             return
-        inputs = [x, self._vector(scale) if scale else self._ones(offset)]
-        if offset:
-            inputs.append(self._vector(offset))
-        node = helper.make_node(
-            "LayerNormalization", inputs, list(last.output), name=last.name, axis=-1, epsilon=epsilon
-        )
-        last.CopyFrom(node)
+        vectors = [self._vector(scale) if scale else self._ones(offset), *([self._vector(offset)] if offset else [])]
+        if not channels_first:
+            last.CopyFrom(
+                helper.make_node(
+                    "LayerNormalization", [x, *vectors], last.output, name=last.name, axis=-1, epsilon=epsilon
+                )
+            )
+            return
+        y = last.output[0]
+        turned, normed = f"{y}_last", f"{y}_normed"
+        before = [
+            helper.make_node("Transpose", [x], [turned], name=turned, perm=_FIRST_TO_LAST),
+            helper.make_node("LayerNormalization", [turned, *vectors], [normed], name=normed, axis=-1, epsilon=epsilon),
+        ]
+        position = list(self._graph.node).index(last)
+        last.CopyFrom(helper.make_node("Transpose", [normed], [y], name=y, perm=_LAST_TO_FIRST))
+        for node in reversed(before):
+            self._graph.node.insert(position, node)
+        for reader in list(self._graph.node):
+            if y not in reader.input:
+                continue
+            if reader.op_type == "Transpose" and tuple(reader.attribute[0].ints) == _FIRST_TO_LAST:
+                reader.CopyFrom(helper.make_node("Identity", [normed], reader.output, name=reader.name))
+            elif reader.op_type == "Shape" and not reader.attribute:
+                self._shape_of_turned(reader, normed)
+
+    def _shape_of_turned(self, reader: onnx.NodeProto, normed: str) -> None:
+        """The same shape from the tensor before it was turned, which then nobody reads turned."""
+        order = f"{reader.output[0]}_order"
+        self._graph.initializer.append(numpy_helper.from_array(np.array(_LAST_TO_FIRST, np.int64), order))
+        own = f"{reader.output[0]}_last"
+        position = list(self._graph.node).index(reader)
+        reader.CopyFrom(helper.make_node("Gather", [own, order], reader.output, name=reader.name, axis=0))
+        self._graph.node.insert(position, helper.make_node("Shape", [normed], [own], name=own))
 
     def _vector(self, name: str) -> str:
         """A weight as a vector."""

@@ -63,8 +63,10 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
     `auto` is taken as `eager`. With `mode` autograd, what the backward pass would need is kept until the pass is over
     (`dippm.replay.saved`).
 
-    `torchscript` and `onnxruntime` free at the last use, as `graph` does (for ONNX Runtime a proxy: its planner also
-    reuses an input's buffer for the output of the same operator, and may share buffers between tensors).
+    `torchscript` frees at the last use, as `graph` does: its interpreter moves a value out of its register where it is
+    read last, and an operator drops its arguments when it returns; calls of modules are inlined and hold nothing. (What
+    a GPU's fuser makes one kernel of, from the third pass on, is not taken into account.) `onnxruntime` is given the
+    same here, as a stand-in; what it does is in `dippm.replay.onnxruntime`.
     """
     owner = storages(graph)
     born: dict[int, int] = {}

@@ -142,7 +142,14 @@ def _pack(args: argparse.Namespace) -> int:
     cases = {case.id: _line(case) for case in listed if case.purpose != "min_cap" and not case.anchor}
     base = DataSet(args.base) if args.base else None
     rows = (row for path in args.rows for row in RowFile(path).stream())
-    packed = pack(rows, cases, Graphs(read_graphs(args.graphs), base), base)
+    graphs = Graphs(read_graphs(args.graphs), base)
+    if graphs.doubtful:
+        print(
+            f"{len(graphs.doubtful)} graphs may not scale with the batch (a size of theirs is a multiple of the "
+            f"template's): run dippm graph extract on {args.graphs[-1]} again, it makes these anew",
+            file=sys.stderr,
+        )
+    packed = pack(rows, cases, graphs, base)
     for name, size in write(packed, args.out).items():
         print(f"{args.out / name}: {size} bytes", file=sys.stderr)
     write_card(args.out)

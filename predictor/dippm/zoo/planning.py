@@ -36,7 +36,7 @@ class Plan:
     operators: int
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages alive after each operator, through weak references."""
 
     def __init__(self, placed: Iterable[torch.Tensor]) -> None:
@@ -85,7 +85,7 @@ def plan(network: Network, batch: int = 4) -> Plan:
         inputs = example_inputs(network.inputs, batch, torch.device("meta"), torch.float32)
         tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
         weights = sum(t.numel() * t.element_size() for t in tensors.values())
-        live, flops = _LiveBytes([*tensors.values(), *inputs]), FlopCounterMode(display=False)
+        live, flops = LiveBytes([*tensors.values(), *inputs]), FlopCounterMode(display=False)
         with torch.inference_mode(), _TruthOnMeta(), flops, live:
             module(*inputs)
     return Plan(

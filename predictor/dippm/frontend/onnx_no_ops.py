@@ -1,0 +1,128 @@
+"""Calls that exporters leave away because they change nothing: dropout, and copies to a dense layout.
+
+A dropout in evaluation returns its input. It costs nothing, but what the operator network says of an operator that was
+never measured depends on what stands beside it, and it was trained on graphs that have their dropouts.
+
+1. The dynamo exporter drops both as a `clone`, and the calls that follow still name it in their metadata
+   (`aten.add.Tensor(%clone_1, %layer_norm)`). Of a value that lies densely it is a dropout, else a copy.
+2. Nothing tells in a file of the TorchScript-based exporter. By the convention of PyTorch's transformers a dropout
+   follows the linear that closes a perceptron or an attention, where that has a bias; in timm's perceptron (`fc1`,
+   `act`, `fc2`) the activation too.
+"""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+
+from dippm.frontend.onnx_fold import StaticGraph
+from dippm.frontend.onnx_scopes import paths_of, split_frames, trace_of
+from dippm.frontend.onnx_step_graph import StepGraph
+from dippm.frontend.onnx_steps import Step, metadata
+
+_ARGUMENTS = re.compile(r"\]\(args = \((?P<args>.*?)\), kwargs")
+_REFERENCE = re.compile(r"%(\w+)")
+_CLONE = re.compile(r"clone(_\d+)?$")
+_ACTIVATIONS = frozenset({"gelu", "relu", "silu"})
+_MOVES = frozenset({"reshape", "permute", "flatten"})
+_ATTENTION = frozenset({"scaled_dot_product_attention", "batch_matmul"})
+
+
+def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[str]) -> list[Step]:
+    """The steps with what was left away; before they are put together to larger ones."""
+    graph = StepGraph(steps, static, outputs)
+    clones: dict[str, str] = {}
+    after: dict[int, list[Step]] = {}
+    for step in steps:
+        for place, name in enumerate(step.inputs):
+            clone = _named_clone(step, place, name, graph)
+            if clone is None:
+                continue
+            if clone not in clones:
+                clones[clone] = f"{name}@{clone}"
+                producer = graph.producer[name]
+                after.setdefault(id(producer), []).append(_clone_of(name, clones[clone], producer, static))
+            elif clones[clone].partition("@")[0] != name:
+                continue
+            step.inputs[place] = clones[clone]
+            _reads(step, name, clones[clone])
+    return [s for step in steps for s in (step, *after.get(id(step), ()))]
+
+
+def put_dropouts_back(steps: list[Step], static: StaticGraph, outputs: frozenset[str]) -> list[Step]:
+    """The steps with dropouts by convention, where the exporter's names tell scopes and nothing tells of dropouts."""
+    graph = StepGraph(steps, static, outputs)
+    followed: set[int] = set()
+    for step in steps:
+        if not metadata(step.nodes[-1], "pkg.torch.onnx.fx_node"):
+            followed.update(id(s) for s in _before_dropouts(step, graph) if graph.single(s.outputs[0]))
+    restored: list[Step] = []
+    for step in steps:
+        restored.append(step)
+        if id(step) in followed:
+            (name,) = step.outputs
+            raw = f"{name}@kept"
+            static.specs[raw] = static.specs[name]
+            step.outputs = [raw]
+            restored.append(_clone_of(raw, name, step, static))
+    return restored
+
+
+def _before_dropouts(step: Step, graph: StepGraph) -> tuple[Step, ...]:
+    """The steps that a dropout follows where this one closes a perceptron or an attention."""
+    paths = paths_of(step.nodes[-1])
+    if step.kind != "linear" or len(step.inputs) != 3 or len(paths) < 2:
+        return ()
+    before = graph.producer.get(step.inputs[0])
+    while before is not None and before.kind in _MOVES:
+        before = graph.producer.get(before.inputs[0])
+    if before is None or before.kind in _ATTENTION:
+        return () if before is None else (step,)
+    opened = graph.producer.get(before.inputs[0]) if before.kind in _ACTIVATIONS else None
+    if opened is None or opened.kind != "linear":
+        return ()
+    is_timms = paths[-1].endswith(".fc2") and paths_of(before.nodes[-1])[-1:] == (f"{paths[-2]}.act",)
+    return (before, step) if is_timms else (step,)
+
+
+def _named_clone(step: Step, place: int, name: str, graph: StepGraph) -> str | None:
+    """The clone that a step was given in place of a value, as its exporter's metadata says."""
+    if name not in graph.producer or not step.nodes:
+        return None
+    found = _ARGUMENTS.search(metadata(step.nodes[-1], "pkg.torch.onnx.fx_node"))
+    if found is None:
+        return None
+    named = [r for r in _REFERENCE.findall(found["args"]) if not r.startswith(("p_", "b_", "c_"))]
+    if name in named:
+        return None
+    group = [n for n in step.inputs if n in graph.producer]
+    missing = [n for n in dict.fromkeys(group) if n not in named]
+    unseen = [r for r in dict.fromkeys(named) if r not in graph.producer]
+    if len(missing) != len(unseen):
+        return None
+    clone = unseen[missing.index(name)]
+    return clone if _CLONE.match(clone) else None
+
+
+def _clone_of(name: str, result: str, producer: Step, static: StaticGraph) -> Step:
+    """A dropout or copy of a value: a module call beside the one that put it out, reached from the same line."""
+    static.specs[result] = static.specs[name]
+    paths = paths_of(producer.nodes[-1]) if producer.path is None else producer.path
+    above = paths[:-1]
+    node = onnx.helper.make_node("Identity", [name], [result])
+    return Step(
+        "dropout", "onnx.Identity", [name], [result], {}, [node], "clone",
+        path=(*above, f"{above[-1]}.dropout" if above[-1] else "dropout") if above else (),
+        trace="\n".join(split_frames(trace_of(producer))[: len(above)]),
+    )  # fmt: skip
+
+
+def _reads(step: Step, old: str, new: str) -> None:
+    """The step's node reads another value; nodes are copied, as steps may share one."""
+    node = onnx.NodeProto()
+    node.CopyFrom(step.nodes[-1])
+    for place, name in enumerate(node.input):
+        if name == old:
+            node.input[place] = new
+    step.nodes = [*step.nodes[:-1], node]
