@@ -39,6 +39,16 @@ LANGUAGE_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Class, configuration and its settings: each of a family of its own, in its usual width with fewer layers."""
 
 
+SHORT = {
+    ("densenet121", "torchscript"): "no source lines: what Python holds by a local name is not known",
+    ("densenet121", "onnx-torchscript"): "no source lines: what Python holds by a local name is not known",
+    ("t5", "onnx-torchscript"): "dropouts left out; the mask is made once, not in every layer",
+    ("llama", "onnx-dynamo"): "the tables of positions are constants; copies that eager PyTorch does not make",
+    ("visformer_tiny", "onnx-torchscript"): "dropouts left out beside a convolution that was never measured",
+}
+"""Where a door is known to fall short, and why."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """What is predicted of one file."""

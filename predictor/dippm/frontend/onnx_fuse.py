@@ -206,21 +206,32 @@ class _Fuser(StepGraph):
         return self.merge(members, merged)
 
     def _unbind(self, split: Step) -> bool:
-        """A split into slices of one whose dimension is then left away."""
-        if split.target != "onnx.Split":
+        """Slices of one along a dimension that is then left away: by a split, or each by a slice of its own."""
+        x = split.inputs[0]
+        shape = self.static.specs[x].shape
+        if split.target == "onnx.Split":
+            axis = int(split.given.get("axis", 0) or 0) % len(shape)  # type: ignore[arg-type]
+            slices, parts = [split], split.outputs
+        elif split.target == "onnx.Slice" and split.recorded.startswith("aten.unbind"):
+            slices = [r for r in self.readers_of(x) if r.target == "onnx.Slice"]
+            found = self.static.constants.get(split.nodes[0].input[3]) if len(split.nodes[0].input) > 3 else None
+            axis = 0 if found is None else int(found.reshape(-1)[0]) % len(shape)
+            parts = [s.outputs[0] for s in slices]
+            if [_cut(s, self.static, axis) for s in slices] != [
+                (i, None if i == shape[axis] - 1 else i + 1) for i in range(shape[axis])
+            ]:
+                return False
+        else:
             return False
-        axis = int(split.given.get("axis", 0) or 0)  # type: ignore[arg-type]
-        shape = self.static.specs[split.inputs[0]].shape
-        axis %= len(shape)
-        squeezes = [self.readers_of(o)[0] for o in split.outputs if self.single(o)]
-        if not len(squeezes) == len(split.outputs) == shape[axis]:
-            return False
+        squeezes = [self.readers_of(o)[0] for o in parts if self.single(o)]
         left = (*shape[:axis], *shape[axis + 1 :])
+        if not len(squeezes) == len(parts) == shape[axis]:
+            return False
         if any(s.target != "onnx.Squeeze" or self.static.specs[s.outputs[0]].shape != left for s in squeezes):
             return False
-        merged = Step("split", "onnx.Split", [split.inputs[0]], [s.outputs[0] for s in squeezes], {"dim": axis},
-                      converter="unbind")  # fmt: skip
-        return self.merge([split, *squeezes], merged, first=True)
+        outputs = [s.outputs[0] for s in squeezes]
+        merged = Step("split", "onnx.Split", [x], outputs, {"dim": axis}, converter="unbind")
+        return self.merge([*slices, *squeezes], merged, first=True)
 
     def _roll(self, joined: Step) -> bool:
         """The end of a tensor before its beginning, along one dimension; of two in a row, one roll over both."""
