@@ -103,7 +103,9 @@ class Kubelet:
         template = job["spec"]["template"]
         labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": name}
         spec = template["spec"] | ({} if self.pending else {"nodeName": NODE})
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"{name}-x", "labels": labels}, "spec": spec}
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job["metadata"]["uid"]}
+        metadata = {"name": f"{name}-x", "labels": labels, "ownerReferences": [owner]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         self.plane.create(f"{self.core}/pods", pod)
         place = f"{self.core}/pods/{name}-x/status"
         if self.pending:

@@ -176,6 +176,27 @@ def test_operators_that_reach_out_are_refused() -> None:
         operators_of(graph[:-9], "m")
 
 
+@pytest.mark.parametrize(
+    "name", ["DebugIdentity", "DebugNanCount", "DecodeProtoV2", "TensorSliceDataset", "InitializeTableFromTextFileV2"]
+)
+def test_what_the_optimizer_would_run_must_not_reach_out(name: str) -> None:
+    with pytest.raises(UnsafeModel, match=f"operator {name}, which reaches out"):
+        check_operators(frozenset({"MatMul", name}), "m")
+    check_operators(frozenset({"MatMul", "SaveV2", "RestoreV2", "ReadVariableOp"}), "m")
+
+
+def test_what_a_nested_model_was_compiled_with_is_checked_too() -> None:
+    lookup = {"class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}}
+    inner = {
+        "class_name": "Sequential",
+        "module": "keras",
+        "config": {"layers": []},
+        "compile_config": {"loss": lookup},
+    }
+    with pytest.raises(UnsafeModel, match="StringLookup"):
+        check_config({"class_name": "Sequential", "module": "keras", "config": {"layers": [inner]}}, "m")
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     if TENSORFLOW.packages and _has_tensorflow() and TENSORFLOW.interpreter() == sys.executable:
         pytest.skip("TensorFlow is installed in this Python")

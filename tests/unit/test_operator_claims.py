@@ -131,6 +131,11 @@ def test_what_no_reader_says_is_not_believed(changes: dict[str, Any]) -> None:
         understood("x", spoken(body(**changes), [b"abcd"]))
 
 
+def test_a_head_without_end_is_not_read() -> None:
+    with pytest.raises(ArtifactUnreachable, match="is not whole"):
+        understood("x", spoken(body(padding="[" * (2 << 20)), [b"abcd"]))
+
+
 def test_what_is_too_large_to_hand_over_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
@@ -186,12 +191,15 @@ class Cluster:
     async def make_job(self, request: web.Request) -> web.Response:
         job = await request.json()
         self.jobs.append(job)
-        return web.json_response(job, status=201)
+        made = job | {"metadata": job["metadata"] | {"uid": f"uid-{len(self.jobs)}"}}
+        return web.json_response(made, status=201)
 
     async def list_pods(self, request: web.Request) -> web.Response:
         name = self.jobs[-1]["metadata"]["name"]
         assert request.query["labelSelector"] == f"batch.kubernetes.io/job-name={name}"
-        pod = {"metadata": {"name": f"{name}-x"}, "status": {"phase": "Succeeded"}} | self.pod
+        owner = {"kind": "Job", "uid": f"uid-{len(self.jobs)}"}
+        metadata = {"name": f"{name}-x", "ownerReferences": [owner]}
+        pod = {"metadata": metadata, "status": {"phase": "Succeeded"}} | self.pod
         return web.json_response({"items": [pod] if pod["status"] else []})
 
     async def get_log(self, request: web.Request) -> web.Response:
@@ -302,6 +310,13 @@ async def test_reader_that_does_not_answer_says_why(
         async with reader.open(job_of()):
             pass
     assert "\n" not in str(refused.value)
+
+
+async def test_a_strangers_pod_with_the_jobs_label_is_not_believed(cluster: Cluster, reader: ClaimReader) -> None:
+    cluster.pod = {"metadata": {"name": "stranger", "ownerReferences": [{"kind": "Job", "uid": "another"}]}}
+    with pytest.raises(ClaimPending, match="got no pod to read it"):
+        async with reader.open(job_of()):
+            pass
 
 
 async def test_claim_that_is_not_there_or_not_read(cluster: Cluster, reader: ClaimReader, tmp_path: Path) -> None:

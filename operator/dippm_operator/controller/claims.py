@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +134,7 @@ class ClaimReader:
             made = await self._api.create(f"/apis/batch/v1/namespaces/{namespace}/jobs", body)
         except ApiFailure as failure:
             raise ClaimReadFailed(f"{name}: no Job may be made to read it ({failure.message}).") from None
-        pod = await self._ended(namespace, made["metadata"]["name"], name)
+        pod = await self._ended(namespace, made["metadata"], name)
         path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}/log"
         try:
             log = await self._api.get_text(path, most=MAX_LOG_BYTES, container=CONTAINER)
@@ -142,7 +142,10 @@ class ClaimReader:
             raise ClaimReadFailed(f"{name}: the log of its reader cannot be had ({failure.message}).") from None
         if pod["status"].get("phase") != "Succeeded":
             raise ClaimReadFailed(f"{name}: its reader ended without an answer ({_end_of(pod)}).")
-        return understood(name, log), len(log)
+        handed = await asyncio.to_thread(understood, name, log)
+        if not known and not handed.files:
+            raise ClaimReadFailed(f"{name}: its reader says that nothing has changed, and nothing was known.")
+        return handed, len(log)
 
     async def _check_claim(self, namespace: str, claim: str, name: str) -> None:
         try:
@@ -156,8 +159,9 @@ class ClaimReader:
         if (found.get("status") or {}).get("phase") == "Lost":
             raise ClaimNotFound(f"{name}: the volume of PersistentVolumeClaim {claim} is lost; bind it to another.")
 
-    async def _ended(self, namespace: str, job_name: str, name: str) -> dict[str, Any]:
-        """The Job's pod, once it succeeded or failed."""
+    async def _ended(self, namespace: str, made: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The Job's pod, once it succeeded or failed. Labels may be anybody's: the Job must own it."""
+        job_name = made["name"]
         deadline, wait = time.monotonic() + self._settings.seconds, _FIRST_LOOK_SECONDS
         pods: list[dict[str, Any]] = []
         while time.monotonic() < deadline:
@@ -165,7 +169,7 @@ class ClaimReader:
             wait = min(wait * 1.5, _MAX_WAIT_SECONDS)
             selector = f"batch.kubernetes.io/job-name={job_name}"
             listed = await self._api.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
-            pods = listed["items"]
+            pods = [pod for pod in listed["items"] if _owned_by(pod, made["uid"])]
             for pod in pods:
                 if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
                     return pod
@@ -175,6 +179,10 @@ class ClaimReader:
         if (pods[0].get("status") or {}).get("phase") == "Running":
             raise ClaimReadFailed(f"{name}: its reader took longer than {seconds} and was stopped; is the volume slow?")
         raise ClaimPending(f"{name}: the pod that reads it did not start within {seconds} ({_why_pending(pods[0])}).")
+
+
+def _owned_by(pod: Mapping[str, Any], uid: str) -> bool:
+    return any(owner.get("uid") == uid for owner in pod["metadata"].get("ownerReferences") or ())
 
 
 def reader_job(

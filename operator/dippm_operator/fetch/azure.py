@@ -108,7 +108,7 @@ async def azure_signer(
     3. AZURE_ACCESS_TOKEN; or a client's, for AZURE_CLIENT_ID, AZURE_CLIENT_SECRET and AZURE_TENANT_ID (or AZ_...).
     Raises ArtifactUnreachable where the Secret has none of them, or they are not taken.
     """
-    if credentials is None or place.query:
+    if credentials is None or "sig" in dict(parse_qsl(place.query)):
         return _with_version
     if credentials.data.get("AZURE_STORAGE_ACCESS_KEY", "").strip():
         return _shared_key(place.account, credentials)

@@ -29,7 +29,10 @@ MAX_COMPRESSED_BYTES = 6 << 20
 MAX_LOG_BYTES = 9 << 20
 MAX_BYTES = 256 << 20
 """Most that it may unpack to."""
+MAX_HEAD_BYTES = 1 << 20
+"""Most that describes the files: a reader of a thousand files says a tenth of it."""
 _LINE = 8192
+_LONGEST_NAME = 500
 _FIRST = re.compile(r"dippm-claim 1 ([0-9a-f]{64}) (\d{1,9})")
 _LAST = "dippm-claim end"
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -102,6 +105,8 @@ def understood(name: str, log: str) -> Handed:
         if unpacker.unconsumed_tail:
             raise ArtifactTooLarge(f"{name} hands over more than {MAX_BYTES >> 20} MiB; serve the model over https.")
         head = 4 + int.from_bytes(data[:4], "big")
+        if head > MAX_HEAD_BYTES:
+            raise torn
         return _handed(name, json.loads(data[4:head]), data[head:])
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error, zlib.error):
         raise torn from None
@@ -115,7 +120,9 @@ def _handed(name: str, body: Any, data: bytes) -> Handed:
     for entry in body["files"]:
         own = str(entry["name"])
         size, pieces = int(entry["size"]), tuple((int(s), int(e)) for s, e in entry["pieces"])
-        plain = all(part not in ("", ".", "..") for part in own.split("/")) and "\0" not in own and len(own) < 500
+        plain = (
+            all(part not in ("", ".", "..") for part in own.split("/")) and "\0" not in own and len(own) < _LONGEST_NAME
+        )
         edges = [0, *(edge for piece in pieces for edge in piece), size]
         if not plain or size >= 1 << 50 or edges != sorted(edges):
             raise ValueError(own)
@@ -125,6 +132,8 @@ def _handed(name: str, body: Any, data: bytes) -> Handed:
         position += length
     if position != len(data) or (len(files) != 1 and not body["folder"] and not body["unchanged"]):
         raise ValueError("other files than it says")
+    if len(str(body["etag"])) > _LONGEST_NAME or len(str(body["main"])) > _LONGEST_NAME:
+        raise ValueError("an etag without end")
     return Handed(
         str(body["etag"]), str(body["main"]), tuple(files), tuple(content), bool(body["folder"]), str(body["digest"])
     )

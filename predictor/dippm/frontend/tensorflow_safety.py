@@ -3,7 +3,8 @@
 A Keras file is a configuration: classes by name, from which Keras builds the model. Some of those classes hold Python
 code (`Lambda`: marshalled bytecode), load files (`TFSMLayer`, `StringLookup`) or pickles (`TorchModuleWrapper`), and
 any module may be named. So only Keras's own modules are let through, less the classes that do more than compute. A
-SavedModel is a graph: it is never run here, and operators that call Python or touch files are refused by name.
+SavedModel is a graph: it is never run here as a whole, and operators that call Python or reach out of it are refused by
+name.
 
 Only the standard library is imported; `h5py` is handed in where a file needs it.
 """
@@ -11,6 +12,7 @@ Only the standard library is imported; `h5py` is handed in where a file needs it
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -37,9 +39,14 @@ _TYPES = ("keras.layers", "keras.models", "keras.src.models", "keras.src.layers"
           "keras.engine", "keras.src.engine", "keras.src.applications", "keras.src.random.seed_generator",
           "keras.random")  # fmt: skip
 _PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-_FILE_OPS = frozenset(
-    {"ReadFile", "WriteFile", "MatchingFiles", "PrintV2", "DebugIdentityV2", "ReadVariableXlaSplitND"}
+_REACHING_OPS = re.compile(
+    r"Debug\w*|Copy(Host)?|(De|En)codeProto\w*|\w*Dataset\w*|\w*Iterator\w*|\w*Reader\w*|\w*FromTextFile\w*|LoadAndRemap\w*|"
+    r"ReadFile|WriteFile|MatchingFiles|Print(V2)?|\w*Summary\w*|Rpc\w*|\w*Remote\w*|_?(Host)?(Send|Recv)|Collective\w*|"
+    r"Xla(Host|Recv|Send)\w*|(Out|In)feed\w*"
 )
+"""Operators that touch files, hosts or other devices. TensorFlow's own optimizer runs what has constant inputs, so even
+a graph that nobody runs must have none of them (`DebugIdentity` writes to a file that the model names). `SaveV2` and
+`RestoreV2`, which every SavedModel has, are stateful: the optimizer leaves them alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +104,10 @@ def keras_config_of(path: Path, shown: str, h5py: Any = None) -> KerasConfig:
         raise ModelFormatError(f"{shown} is a damaged Keras file: its configuration is no JSON") from None
     if not isinstance(config, dict) or "class_name" not in config:
         raise ModelFormatError(f"{shown} is a damaged Keras file: its configuration names no class of model")
-    check_config(config, shown)
     kept = {
         k: v for k, v in config.items() if k in ("module", "class_name", "config", "registered_name", "build_config")
     }
+    check_config(kept, shown)
     return KerasConfig(kept, legacy)
 
 
@@ -190,7 +197,7 @@ def _entries(config: Any, shown: str) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict):
             if "class_name" in value:
                 yield value
-            waiting.extend((v, depth + 1) for k, v in value.items() if k != "compile_config")
+            waiting.extend((v, depth + 1) for v in value.values())
         elif isinstance(value, list):
             waiting.extend((v, depth + 1) for v in value)
 
@@ -202,8 +209,8 @@ def check_operators(names: frozenset[str], shown: str) -> None:
             f"{shown} calls Python ({', '.join(python)}: tf.py_function or tf.numpy_function), code that is not in the "
             "file and is never run: write it with TensorFlow operations"
         )
-    if files := sorted(names & _FILE_OPS):
-        raise UnsafeModel(f"{shown} has an operator {files[0]}, which reaches out of the model: it is not loaded")
+    if reaching := sorted(name for name in names if _REACHING_OPS.fullmatch(name)):
+        raise UnsafeModel(f"{shown} has an operator {reaching[0]}, which reaches out of the model: it is not loaded")
 
 
 _SAVED_MODEL = {"saved": {2: "meta"}, "meta": {2: "graph"}, "graph": {1: "node", 2: "library"},
