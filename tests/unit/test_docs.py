@@ -41,7 +41,7 @@ def reasons() -> set[str]:
     from dippm.policy import Reason
 
     def below(error: type[DippmError]) -> set[str]:
-        own = [one for one in error.__subclasses__() if not one.__module__.startswith("dippm.cli")]
+        own = [one for one in error.__subclasses__() if not one.__module__.startswith(("dippm.cli", "dippm.measure"))]
         return {error.reason}.union(*(below(one) for one in own))
 
     sources = {path: path.read_text() for path in (REPOSITORY / "operator" / "dippm_operator").rglob("*.py")}
