@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dippm.artifact import Artifact
-from dippm.errors import DippmError
+from dippm.errors import DippmError, ParseLimitExceeded
 from dippm.frontend.batch_template import NotLinear, at_batch, template_of
 from dippm.frontend.child import load_graph_in_child
 from dippm.frontend.inputs import InputSpec
@@ -28,6 +28,9 @@ from dippm.kept import Kept
 from dippm.version import VERSION
 
 logger = logging.getLogger(__name__)
+
+_ONE_AT_A_TIME = threading.Semaphore(1)
+"""Templates are learned by one thread at once: each parse of another batch is a process of its own."""
 _LEARNT_AT = (3, 8)
 _CONFIRMED_AT = 5
 
@@ -89,7 +92,8 @@ class KeptGraphs:
 
         def learn() -> None:
             try:
-                template = _template(graph_at, batch)
+                with _ONE_AT_A_TIME:
+                    template = _template(graph_at, batch)
                 if template["form"] or artifact.path.exists():  # else it was let go meanwhile, which says nothing
                     self._put(f"{key}@", template)
             except Exception:  # nobody waits for it: the next batch is converted as the first one was
@@ -119,6 +123,8 @@ def _template(graph_at: Callable[[int], ModelGraph], asked: int) -> dict[str, An
             return nothing
         # PyTorch takes a batch of 1 for a size that never changes: there it may be another network.
         alone = asked == 1 and at_batch(form, 1) == graph_at(1)
+    except ParseLimitExceeded:
+        raise  # it says how busy the process was, not what the model is
     except (DippmError, NotLinear):
         return nothing
     return {"form": form, "from": 1 if alone else 2}
