@@ -90,6 +90,13 @@ class DataSet:
         """Whether the graph store holds the case's network."""
         return self._stored(row) is not None
 
+    def graph_digest(self, row: CaseRow) -> str:
+        """Digest of the stored graph that the case's is made from. KeyError if there is none."""
+        name = self._stored(row)
+        if name is None:
+            raise KeyError(f"{self.root}: no graph of {row.architecture} ({row.network})")
+        return self._graphs.digest(name)
+
     def _stored(self, row: CaseRow) -> GraphName | None:
         names = graph_names(row.network, row.batch, row.precision.float_dtype)
         return next((name for name in names if name in self._graphs), None)

@@ -24,7 +24,7 @@ from dippm.network.strides import Strides, is_channels_last, is_contiguous, stri
 from dippm.network.workload import Workload, workloads
 from dippm.vocabulary import INDEX
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a column changes its meaning; a bundle of another version is refused."""
 
 PAPER_WIDTH = 32
@@ -40,7 +40,9 @@ _LOG_COLUMNS = (
 _FLAG_COLUMNS = (
     "is_view", "in_place", "transposed", "depthwise", "pointwise", "tensor_cores", "m_div8", "n_div8", "k_div8",
     "k_div4", "channels_in_div8", "channels_out_div8", "last_div8", "no_input", "fits_l2", "rank_3", "rank_4",
-    "narrow", "addend", "nearest", "bilinear", "bicubic", "antialias",
+    "narrow", "addend", "nearest", "bilinear", "bicubic", "antialias", "group_in_div4", "group_in_div8",
+    "group_in_div16", "group_in_div32", "group_in_div64", "group_out_div4", "group_out_div8", "group_out_div16",
+    "group_out_div32", "group_out_div64", "square_kernel", "dilated", "keeps_positions",
 )  # fmt: skip
 _LAYOUT_COLUMNS = (
     "first_contiguous", "first_channels_last", "first_innermost", "first_expanded", "second_contiguous",
@@ -182,12 +184,15 @@ def _magnitudes(w: Workload, precision: Precision) -> tuple[float, ...]:
 
 def _flags(w: Workload, precision: Precision) -> tuple[bool, ...]:
     """By `_FLAG_COLUMNS` and `_DTYPES`."""
+    widths = (w.channels_in // w.groups, w.channels_out // w.groups)
     return (
         w.is_view, w.in_place, w.transposed, w.groups > 1 and w.groups == w.channels_in, w.kernel == (1, 1),
         on_tensor_cores(w, precision), w.m % 8 == 0, w.n % 8 == 0, w.k % 8 == 0, w.k % 4 == 0,
         w.channels_in % 8 == 0, w.channels_out % 8 == 0, w.last % 8 == 0, w.bytes_in == 0, w.bytes_moved < L2_BYTES,
         w.rank == 3, w.rank == 4, w.channels_in <= 4, bool(w.macs) and w.arguments == 3, "nearest" in w.target,
-        "bilinear" in w.target, "bicubic" in w.target, "_aa" in w.target, *(w.dtype == dtype for dtype in _DTYPES),
+        "bilinear" in w.target, "bicubic" in w.target, "_aa" in w.target,
+        *(width % multiple == 0 for width in widths for multiple in (4, 8, 16, 32, 64)),
+        w.kernel[0] == w.kernel[1], w.dilation > 1, w.positions_in == w.positions_out, *(w.dtype == dtype for dtype in _DTYPES),
     )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 
@@ -15,8 +17,7 @@ from dippm.data.splits import locked
 from dippm.errors import ArtifactUnreachable
 from dippm.graph import ModelGraph
 from dippm.network.workload import workloads
-from dippm.train.corpus import UNMEASURED, Example, OperatorLabels
-from dippm.train.labels import CaseLabels, MeasuredCase
+from dippm.train.labels import UNMEASURED, CaseLabels, MeasuredCase, OperatorLabels
 
 MIB = 2**20
 
@@ -31,7 +32,7 @@ def read_cases(
     """
     if not (folder / "cases.parquet").is_file():
         raise ArtifactUnreachable(f"{folder} holds no cases.parquet: give the folder that dippm graph wrote")
-    data, hidden = DataSet(folder), locked()
+    data, hidden = _opened(folder), locked()
     rows = [
         row
         for row in data.cases(joined=True)
@@ -44,15 +45,39 @@ def read_cases(
     if sample is not None and sample < len(rows):
         drawn = sorted(Random(f"sample {sample}").sample(range(len(rows)), sample))
         rows = [rows[index] for index in drawn]
-    return [measured_case(data, row) for row in rows]
+    return [
+        MeasuredCase(
+            row.id, row.architecture, row.super_family, row.network, row.case, case_labels(row), StoredCase(folder, row)
+        )
+        for row in rows
+    ]
 
 
-def measured_case(data: DataSet, row: CaseRow) -> MeasuredCase:
-    """One case joined with its graph."""
-    graph = data.graph(row)
-    labels = operator_labels(graph, data.node_labels(row, graph), timed=row.timed)
-    example = Example(row.id, row.architecture, row.super_family, graph, row.case, labels)
-    return MeasuredCase(example, case_labels(row))
+@lru_cache(maxsize=2)
+def _opened(folder: Path) -> DataSet:
+    return DataSet(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCase:
+    """A case in a data set folder, which each process opens once."""
+
+    folder: Path
+    row: CaseRow
+
+    @property
+    def mark(self) -> str:
+        """The row and the digest of its graph."""
+        return f"{self.row} {_opened(self.folder).graph_digest(self.row)}"
+
+    def graph(self) -> ModelGraph:
+        """The stored graph, at the case's batch and in its precision."""
+        return _opened(self.folder).graph(self.row)
+
+    def operators(self, graph: ModelGraph) -> OperatorLabels:
+        """The measured rows, matched with the graph's operators."""
+        labels = _opened(self.folder).node_labels(self.row, graph)
+        return operator_labels(graph, labels, timed=self.row.timed)
 
 
 def operator_labels(graph: ModelGraph, labels: NodeLabels, *, timed: bool) -> OperatorLabels:
@@ -115,7 +140,7 @@ def _number(value: float | None) -> float:
 
 def data_card(folder: Path) -> dict[str, object]:
     """What a bundle says that it was trained on: the folder's name, the measured card, how many rows."""
-    rows = DataSet(folder).cases()
+    rows = _opened(folder).cases()
     cards = sorted({row.gpu for row in rows})
     return {"data": folder.name, "gpus": cards, "rows": len(rows), "device": _product(cards)}
 

@@ -35,59 +35,62 @@ class OperatorTargets:
 
 
 def operator_losses(columns: Tensor, target: OperatorTargets) -> dict[str, Tensor]:
-    """Loss terms of a batch (scalars): kernel time of operators and of whole graphs, kernels, workspace."""
+    """Loss terms of a batch (scalars): kernel time of operators and of whole graphs, kernels, workspace.
+
+    Masks instead of picked rows: the host never waits for the device to count them.
+    """
     measured = torch.isfinite(target.kernel_us)
-    runs = measured & (target.kernels > 0) & (target.kernel_us > 0)
+    kernel_us = torch.where(measured, target.kernel_us, torch.ones_like(target.kernel_us))
+    runs = measured & (target.kernels > 0) & (kernel_us > 0)
+    kernel_us = torch.where(runs, kernel_us, torch.ones_like(kernel_us))
     log_time = target.log_roofline + columns[:, TIME]
-    share = _time_share(target, runs)
-    residual = log_time[runs] - torch.log(target.kernel_us[runs])
-    time = (
-        huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=0.3) * share
-    ).sum() / share.sum().clamp(min=1)
-    counts = torch.log(target.kernels[runs].float())
+    share = _time_share(kernel_us, runs, target)
+    residual = torch.where(runs, log_time - torch.log(kernel_us), torch.zeros_like(log_time))
+    time = huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=0.3)
+    counts = torch.log(target.kernels.clamp(min=1).float())
+    occurs = binary_cross_entropy_with_logits(columns[:, RUNS], runs.float(), reduction="none")
     return {
-        "time": time,
-        "graph_time": _graph_time(log_time, target, runs),
-        "runs": binary_cross_entropy_with_logits(columns[measured, RUNS], runs[measured].float())
-        if measured.any()
-        else columns.sum() * 0,
-        "kernels": huber_loss(columns[runs, COUNT], counts) if runs.any() else columns.sum() * 0,
+        "time": (time * share).sum() / share.sum().clamp(min=1),
+        "graph_time": _graph_time(log_time, kernel_us, runs, target),
+        "runs": _mean(occurs, measured),
+        "kernels": _mean(huber_loss(columns[:, COUNT], counts, reduction="none"), runs),
         **_workspace(columns, target),
     }
 
 
-def _time_share(target: OperatorTargets, runs: Tensor) -> Tensor:
-    """Weight of each running operator: the root of its share of its graph's time, 1 for an average one."""
-    us = torch.where(runs, target.kernel_us, torch.zeros_like(target.kernel_us))
+def _mean(values: Tensor, of: Tensor) -> Tensor:
+    """Mean over some entries; 0 where there are none."""
+    return (values * of).sum() / of.sum().clamp(min=1)
+
+
+def _time_share(kernel_us: Tensor, runs: Tensor, target: OperatorTargets) -> Tensor:
+    """Weight of each operator: the root of its share of its graph's time, 1 for an average one, 0 where none runs."""
+    us = kernel_us * runs
     total = torch.zeros(target.graphs, device=us.device).index_add(0, target.graph_of, us)
     count = torch.zeros_like(total).index_add(0, target.graph_of, runs.float())
     mean = total / count.clamp(min=1)
-    return (us / mean.clamp(min=1e-6)[target.graph_of])[runs].sqrt().clamp(0.1, 6.0)
+    return (us / mean.clamp(min=1e-6)[target.graph_of]).sqrt().clamp(0.1, 6.0) * runs
 
 
-def _graph_time(log_time: Tensor, target: OperatorTargets, runs: Tensor) -> Tensor:
+def _graph_time(log_time: Tensor, kernel_us: Tensor, runs: Tensor, target: OperatorTargets) -> Tensor:
     """Mean |log(sum of predicted times / sum of measured times)| over the graphs with measured times."""
     zero = torch.zeros(target.graphs, device=log_time.device)
-    predicted = zero.index_add(0, target.graph_of[runs], torch.exp(log_time[runs].clamp(-4, 18)))
-    measured = zero.index_add(0, target.graph_of[runs], target.kernel_us[runs])
+    predicted = zero.index_add(0, target.graph_of, torch.exp(log_time.clamp(-4, 18)) * runs)
+    measured = zero.index_add(0, target.graph_of, kernel_us * runs)
     timed = measured > 0
-    if not timed.any():
-        return log_time.sum() * 0
-    return torch.log(predicted[timed] / measured[timed]).abs().mean()
+    one = torch.ones_like(zero)
+    off = torch.log(torch.where(timed, predicted, one) / torch.where(timed, measured, one)).abs()
+    return _mean(off, timed)
 
 
 def _workspace(columns: Tensor, target: OperatorTargets) -> dict[str, Tensor]:
     known = (target.workspace_class >= 0) & ~target.is_view
-    zero = columns.sum() * 0
-    if not known.any():
-        return {"workspace": zero, "workspace_ratio": zero}
-    logits = columns[known, FIRST_CLASS : FIRST_CLASS + len(CLASSES)]
-    weight = target.workspace_weight[known]
-    entropy = cross_entropy(logits, target.workspace_class[known].long(), reduction="none")
+    logits = columns[:, FIRST_CLASS : FIRST_CLASS + len(CLASSES)]
+    weight = target.workspace_weight * known
+    entropy = cross_entropy(logits, target.workspace_class.clamp(min=0).long(), reduction="none")
     ratio = known & (target.workspace_class == RATIO)
+    off = huber_loss(columns[:, LOG_RATIO], target.workspace_log_ratio, reduction="none")
     return {
-        "workspace": (entropy * weight).sum() / weight.sum(),
-        "workspace_ratio": huber_loss(columns[ratio, LOG_RATIO], target.workspace_log_ratio[ratio])
-        if ratio.any()
-        else zero,
+        "workspace": (entropy * weight).sum() / weight.sum().clamp(min=1e-6),
+        "workspace_ratio": _mean(off, ratio),
     }
