@@ -87,7 +87,7 @@ def predict_graph(
     with watch.stage("choose"):
         work = workloads(cast)
         clock = _Clock(estimates, transfer.Work.of(work, case.precision), hardware(bundle.device), target)
-        whole = correct(composition_of(replayed, clock.on()), estimates)
+        whole = correct(composition_of(replayed, clock.on()), estimates.log_residuals)
         need = memory.cap(
             cast,
             measured,
@@ -104,7 +104,9 @@ def predict_graph(
                 profile,
                 need,
                 policy,
-                latency_ms=correct(composition_of(replayed, clock.on(slice_of(device, profile))), estimates).latency_ms,
+                latency_ms=correct(
+                    composition_of(replayed, clock.on(slice_of(device, profile))), estimates.log_residuals
+                ).latency_ms,
             )
             for profile in (device.with_full_gpu() if policy.allow_full_gpu else device.profiles)
         )

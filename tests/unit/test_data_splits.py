@@ -95,8 +95,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_and_evaluation_leave_locked_super_families_out(folder: Path) -> None:
-    assert [c.example.group for c in read_cases(folder)] == ["resnet", "vit", RANDOM, RANDOM]
-    assert [c.example.group for c in read_cases(folder, release=True)] == [LOCKED]
+    assert [c.group for c in read_cases(folder)] == ["resnet", "vit", RANDOM, RANDOM]
+    assert [c.group for c in read_cases(folder, release=True)] == [LOCKED]
 
 
 def test_evaluation_of_unseen_architectures_leaves_the_training_out(
@@ -134,7 +134,7 @@ def test_evaluate_looks_at_locked_cases_only_when_told(folder: Path, capsys: pyt
 
 def test_random_networks_hand_over_nothing_of_a_held_back_operator(folder: Path) -> None:
     cases = read_cases(folder)
-    corpus = Corpus.of(c.example for c in cases)
+    corpus = Corpus.of(cases)
     groups = corpus.groups.tolist()
     hidden = without_held_back_operators(corpus, np.array([groups.index("vit")]))
     for g, group in enumerate(groups):

@@ -63,13 +63,31 @@ def test_roofline_is_arithmetic_or_memory_whichever_is_longer() -> None:
 
 
 def test_table_takes_the_largest_workspace_and_the_median_time() -> None:
-    table = lookup.build([7, 3, 7, 7], [10, 5, 30, 20], [1.0, math.nan, 2.0, 9.0], [1, 0, 2, 2])
-    rows = table.find(np.array([3, 7, 8], dtype=np.uint64))
-    assert rows.tolist() == [0, 1, -1]
-    assert table.workspace_bytes.tolist() == [5, 30]
+    seven, three, eight = (n << 40 for n in (7, 3, 8))
+    table = lookup.build(
+        [seven, three, seven, seven], [1, 4, RATIO, 2], [10, 5, 30, 20], [1.0, math.nan, 2.0, 9.0], [1, 0, 2, 2]
+    )
+    assert table.find(np.array([three, seven, eight], dtype=np.uint64)).tolist() == [0, 1, -1]
+    work = convolution()
+    assert table.workspace_bytes(0, work) == work.bytes_in + work.bytes_out
+    assert table.workspace_bytes(1, work) == 30
     assert math.isnan(table.kernel_us[0])
     assert table.kernel_us[1] == 2.0
     assert table.kernels.tolist() == [0, 2]
+
+
+def test_a_table_is_kept_in_six_bytes_an_operator() -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 2**64, 5000, dtype=np.uint64)
+    times = np.where(np.arange(5000) < 10, 3.0, math.nan)
+    classes = np.where(np.arange(5000) < 20, RATIO, 4)
+    table = lookup.build(keys, classes, np.full(5000, 777), times, np.ones(5000))
+    arrays = table.arrays()
+    assert sum(array.nbytes for array in arrays.values()) == 5000 * 6 + 20 * (4 + 8) + 10 * (4 + 4 + 1)
+    again = lookup.Table.from_arrays(arrays)
+    assert (again.find(keys) >= 0).all()
+    for name in ("keys", "classes", "exact_bytes", "kernel_us", "kernels"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
 
 
 def test_an_empty_table_finds_nothing() -> None:

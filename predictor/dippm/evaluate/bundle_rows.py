@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dippm.evaluate.errors import formula_bytes
 from dippm.evaluate.heldback import HeldBackRow, read_rows, write_rows
-from dippm.evaluate.rows import heldback_rows
+from dippm.evaluate.rows import Facts, heldback_rows
 from dippm.network.bundle import load_bundle, read_bundle
 from dippm.network.compose import compose, correct
 from dippm.train.examples import read_cases
@@ -32,17 +33,19 @@ def rows_of_bundle(
     bundle = read_bundle(weights) if weights is not None else load_bundle()
     seen = frozenset() if unseen is None else {row.architecture for row in read_rows(unseen)}
     cases = read_cases(data, release=release, seen=seen, sample=sample)
-    composed, predicted, known = [], [], []
+    composed, predicted, known, formula, operators = [], [], [], [], []
     for index, case in enumerate(cases):
-        graph, asked = case.example.graph, case.example.case
+        graph, asked = case.source.graph(), case.case
         estimates = bundle.estimate(graph, asked)
         composed.append(compose(graph, asked, estimates))
-        predicted.append(correct(composed[-1], estimates))
+        predicted.append(correct(composed[-1], estimates.log_residuals))
         known.append(estimates.known_share)
+        formula.append(formula_bytes(graph))
+        operators.append(len(graph.operators))
         show(index + 1, len(cases))
     # No fold holds the others back: the context is the data set's own median.
-    fold_of = np.arange(len(cases))
-    rows = heldback_rows(cases, fold_of, known, predicted, composed)
+    fold_of = np.full(len(cases), -1)
+    rows = heldback_rows(cases, fold_of, Facts(known, formula, operators), predicted, composed)
     if out is not None:
         write_rows(out, rows)
     return rows

@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from dippm.evaluate.errors import formula_bytes
 from dippm.evaluate.heldback import FIGURES, HeldBackRow
 from dippm.network.compose import Composition
 from dippm.train.labels import CaseLabels, MeasuredCase
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of each case's graph."""
+
+    known_share: Sequence[float]
+    formula_bytes: Sequence[float]
+    operators: Sequence[int]
+
+
 def heldback_rows(
     cases: Sequence[MeasuredCase],
     fold_of: npt.NDArray[np.int64],
-    known_share: Sequence[float],
+    facts: Facts,
     predicted: Sequence[Composition],
     composed: Sequence[Composition],
 ) -> list[HeldBackRow]:
-    """One row a case; its context is predicted as the median of the other folds'."""
+    """One row a case; its context is predicted as the median of the other folds' (of all, where the fold is -1)."""
     contexts = np.array([c.labels.context_bytes for c in cases])
+    usual = {fold: _median(contexts[(fold_of != fold) | (fold < 0)]) for fold in np.unique(fold_of).tolist()}
     rows = []
     for index, case in enumerate(cases):
-        others = contexts[(fold_of != fold_of[index]) & np.isfinite(contexts)]
-        context = float(np.median(others)) if len(others) else math.nan
-        example = case.example
+        context = usual[int(fold_of[index])]
         rows.append(
             HeldBackRow(
-                id=example.id,
-                architecture=example.architecture,
-                group=example.group,
+                id=case.id,
+                architecture=case.architecture,
+                group=case.group,
                 fold=int(fold_of[index]),
-                batch=example.case.batch,
-                precision=example.case.precision.value,
-                mode=example.case.mode.value,
-                runtime=example.case.runtime.value,
-                allocator=example.case.allocator.value,
-                operators=len(example.graph.operators),
-                known_share=known_share[index],
-                formula_bytes=formula_bytes(example.graph),
+                batch=case.case.batch,
+                precision=case.case.precision.value,
+                mode=case.case.mode.value,
+                runtime=case.case.runtime.value,
+                allocator=case.case.allocator.value,
+                operators=facts.operators[index],
+                known_share=facts.known_share[index],
+                formula_bytes=facts.formula_bytes[index],
                 resident_bytes=case.labels.weights_bytes + case.labels.inputs_bytes,
                 context_bytes=context,
                 measured=tuple(_measured(case.labels, name) for name in FIGURES),
@@ -50,6 +58,11 @@ def heldback_rows(
             )
         )
     return rows
+
+
+def _median(values: npt.NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
 
 
 def _measured(labels: CaseLabels, figure: str) -> float:

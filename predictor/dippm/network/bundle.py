@@ -63,7 +63,7 @@ class Estimates:
     upper: Mapping[str, calibration.UpperBound]
     """Bounds of `min_cap` and `reserved`."""
     known_share: float
-    """Share of operators that were looked up in the table."""
+    """Share of operators that were looked up in the table, or are views, of which nothing is to be known."""
 
     @property
     def is_known(self) -> bool:
@@ -119,7 +119,7 @@ class Bundle:
         workspaces = self._workspaces(features, operators, rows)
         kernel_us, kernels = self._kernels(features, operators, rows)
         energy = EnergyCost(self.schema.static_w, self.schema.energy).of(features.work, case.precision, kernel_us)
-        known = float((rows >= 0).mean()) if len(rows) else 0.0
+        known = known_share(features, rows) if len(self.table) else 0.0
         return Estimates(
             workspace_bytes=workspaces,
             kernel_us=tuple(kernel_us.tolist()),
@@ -170,10 +170,10 @@ class Bundle:
         out = []
         for index, work in enumerate(features.work):
             row = rows[index]
-            if row >= 0 and self.table.workspace_bytes[row] >= 0:
-                out.append(int(self.table.workspace_bytes[row]))
-            elif work.is_view:
+            if work.is_view:
                 out.append(0)
+            elif row >= 0:
+                out.append(self.table.workspace_bytes(int(row), work))
             elif work.kind not in measured or work.kind in rules.ALWAYS:
                 out.append(features.rules[index])
             else:
@@ -195,6 +195,13 @@ class Bundle:
             times = np.where(np.isfinite(measured), measured, times)
             counts = np.where(np.isfinite(measured), self.table.kernels[rows], counts)
         return times, counts
+
+
+def known_share(features: Featurized, rows: npt.NDArray[np.int64]) -> float:
+    """Share of operators that were measured, or are views; 0 where none was measured."""
+    if not (rows >= 0).any():
+        return 0.0
+    return float(np.mean([row >= 0 or work.is_view for row, work in zip(rows, features.work, strict=True)]))
 
 
 def applied_residuals(
@@ -229,8 +236,8 @@ def read_bundle(path: Path) -> Bundle:
         node_scale=arrays["node.scale"],
         static_mean=arrays["static.mean"],
         static_scale=arrays["static.scale"],
-        table=lookup.Table(
-            arrays["table.keys"], arrays["table.workspace_bytes"], arrays["table.kernel_us"], arrays["table.kernels"]
+        table=lookup.Table.from_arrays(
+            {name.removeprefix("table."): a for name, a in arrays.items() if name.startswith("table.")}
         ),
         kind_us=arrays["host.kind_us"],
     )
@@ -249,10 +256,7 @@ def write_bundle(bundle: Bundle, path: Path) -> None:
         "static.mean": bundle.static_mean,
         "static.scale": bundle.static_scale,
         "host.kind_us": bundle.kind_us,
-        "table.keys": bundle.table.keys,
-        "table.workspace_bytes": bundle.table.workspace_bytes,
-        "table.kernel_us": bundle.table.kernel_us,
-        "table.kernels": bundle.table.kernels,
+        **{f"table.{name}": array for name, array in bundle.table.arrays().items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

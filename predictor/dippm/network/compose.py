@@ -8,6 +8,7 @@ evaluation and prediction all compose here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dippm.case import Case
@@ -77,12 +78,12 @@ def composition_of(memory: Replay, estimates: Estimates) -> Composition:
     )
 
 
-def correct(composed: Composition, estimates: Estimates) -> Composition:
+def correct(composed: Composition, log_residuals: Mapping[str, float]) -> Composition:
     """The composition with the graph's expected residuals applied; never less memory than weights and inputs.
 
-    The residual of `device_ms` carries over to the latency as far as the device is what it waits for.
+    Residuals are those of `Estimates.log_residuals`. That of `device_ms` carries over to the latency as far as the device is what it waits for.
     """
-    factor = {name: math.exp(value) for name, value in estimates.log_residuals.items()}
+    factor = {name: math.exp(value) for name, value in log_residuals.items()}
     floor = composed.weights_bytes + composed.inputs_bytes
     allocated = max(floor, composed.allocated_bytes * factor.get("allocated", 1.0))
     reserved_factor = factor.get("reserved", 1.0)

@@ -192,7 +192,8 @@ def _flags(w: Workload, precision: Precision) -> tuple[bool, ...]:
         w.rank == 3, w.rank == 4, w.channels_in <= 4, bool(w.macs) and w.arguments == 3, "nearest" in w.target,
         "bilinear" in w.target, "bicubic" in w.target, "_aa" in w.target,
         *(width % multiple == 0 for width in widths for multiple in (4, 8, 16, 32, 64)),
-        w.kernel[0] == w.kernel[1], w.dilation > 1, w.positions_in == w.positions_out, *(w.dtype == dtype for dtype in _DTYPES),
+        w.kernel[0] == w.kernel[1], w.dilation > 1, w.positions_in == w.positions_out,
+        *(w.dtype == dtype for dtype in _DTYPES),
     )  # fmt: skip
 
 

@@ -122,8 +122,13 @@ class PMGNS(nn.Module):
 
     def graphs(self, embedded: Tensor, statics: Tensor, graph_of: Tensor) -> Tensor:
         """Graph columns, [g, len(GRAPH_COLUMNS)]: the mean over operators, joined with the static features."""
-        y = torch.cat([global_mean_pool(embedded, graph_of, size=len(statics)), statics], dim=1)
+        y = torch.cat([self.pool(embedded, graph_of, len(statics)), statics], dim=1)
         for block in self.dense:
             y = block(y)
         out: Tensor = self.graph_out(y)
         return out
+
+    def pool(self, embedded: Tensor, graph_of: Tensor, graphs: int) -> Tensor:
+        """Mean embedding of each graph's operators, [g, hidden]."""
+        mean: Tensor = global_mean_pool(embedded, graph_of, size=graphs)
+        return mean

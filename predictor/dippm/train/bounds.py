@@ -34,8 +34,8 @@ def bounds_of(data: Prepared, unseen: Sequence[Composition], known: Sequence[Com
                 measured = case.labels.reserved_bytes
             if not math.isfinite(measured) or measured <= 0:
                 continue
-            if case.example.group != RANDOM:
-                families[case.example.group].append(_score(measured, far, name))
+            if case.group != RANDOM:
+                families[case.group].append(_score(measured, far, name))
             known_scores.append(_score(measured, near, name))
         worst = max((s for group in families.values() for s in group), default=0.0)
         out[target] = {

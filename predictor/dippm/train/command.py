@@ -1,4 +1,4 @@
-"""`dippm train`: from a folder of measured rows to a bundle, resumable at every epoch.
+"""`dippm train`: from a folder of measured rows to a bundle, resumable at every network of cases and every epoch.
 
 Leaves in the work folder: `corpus.npz` (featurised rows), `all.pt` and `without-K.pt` (networks), and `heldback.csv`
 (each case as predicted by networks that never saw its super-family), which `dippm evaluate` reads.
@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 
-from dippm.network.bundle import load_bundle, read_bundle, write_bundle
+import numpy as np
+
+from dippm.network.bundle import FILE, write_bundle
 from dippm.train.corpus import Corpus
-from dippm.train.crossfit import cross_fit, final_bundle, predictions_of
+from dippm.train.crossfit import cross_fit, final_bundle
 from dippm.train.examples import data_card, read_cases
-from dippm.train.finetune import network_of
+from dippm.train.featurise import corpus_of, in_reading_order
 from dippm.train.fit import Prepared
 from dippm.train.labels import MeasuredCase
-from dippm.train.networks import add_network_arguments, hyper_of, job_names
-from dippm.train.networks import run as train_networks
-from dippm.train.trainer import Settings
+from dippm.train.networks import add_network_arguments, job_names, plan_of, run_side_by_side
+from dippm.train.parallel import default_jobs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="folder of measured rows, as dippm measure and dippm graph leave it")
     parser.add_argument("--out", type=Path, default=Path("pmgns.safetensors"), help="the bundle (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("train-work"), help="networks, checkpoints, held-back rows")
+    parser.add_argument(
+        "--jobs", type=int, default=default_jobs(),
+        help="processes that read, featurise and replay cases (default: the processors there are)",
+    )  # fmt: skip
     parser.add_argument(
         "--finetune", nargs="?", const="", metavar="BUNDLE",
         help="go on from a bundle's network (without a name: the one in the package) instead of from scratch",
@@ -37,72 +44,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, fit and write the bundle; 0."""
-    cases = read_cases(options.data)
-    corpus = corpus_of(cases, options.work / "corpus.npz")
-    hyper, settings = hyper_of(options)
+    cases = in_reading_order(read_cases(options.data))
+    path = options.work / "corpus.npz"
+    corpus = corpus_of(cases, path, jobs=options.jobs, show=progress("featurising"))
     start = None
     if options.finetune is not None:
-        start = network_of(read_bundle(Path(options.finetune)) if options.finetune else load_bundle())
-        hyper = start[0].hyper
-    train_networks(
-        corpus, job_names(nested=False), options.work, hyper, settings,
-        device=options.device, start=start, report=progress(settings),
-    )  # fmt: skip
-    finish(cases, corpus, options.work, options.out, seed=settings.seed, data=data_card(options.data))
+        start = Path(options.finetune) if options.finetune else _shipped()
+    plan = plan_of(options, start)
+    run_side_by_side(path, job_names(nested=False), options.work, plan, options.networks_at_once)
+    finish(cases, corpus, options.work, options.out, seed=options.seed, data=data_card(options.data), jobs=options.jobs)
     return 0
 
 
+def _shipped() -> Path:
+    return Path(str(resources.files("dippm.weights").joinpath(FILE)))
+
+
 def finish(
-    cases: list[MeasuredCase], corpus: Corpus, work: Path, out: Path, *, seed: int, data: Mapping[str, object]
+    cases: list[MeasuredCase],
+    corpus: Corpus,
+    work: Path,
+    out: Path,
+    *,
+    seed: int,
+    data: Mapping[str, object],
+    jobs: int = 1,
 ) -> None:
     """From trained networks to the held-back rows and the bundle."""
     from dippm.evaluate.heldback import write_rows
-    from dippm.evaluate.rows import heldback_rows
+    from dippm.evaluate.rows import Facts, heldback_rows
 
     prepared = Prepared(cases, corpus, device=str(data["device"]))
-    fit = cross_fit(prepared, work)
-    rows = heldback_rows(
-        cases,
-        fit.fold_of,
-        [h.estimates.known_share for h in fit.held],
-        predictions_of(prepared, fit),
-        [h.composed for h in fit.held],
+    fit = cross_fit(prepared, work, jobs=jobs, show=progress("composing"))
+    facts = Facts(
+        [held.known_share for held in fit.held], corpus.formula_bytes.tolist(), np.diff(corpus.node_start).tolist()
     )
+    rows = heldback_rows(cases, fit.fold_of, facts, fit.predictions(), [held.composed for held in fit.held])
     write_rows(work / "heldback.csv", rows)
     described = {**data, "cases": len(cases), "architectures": len(set(corpus.architectures.tolist())), "seed": seed}
     write_bundle(final_bundle(prepared, work, fit, described), out)
     print(f"wrote {out} and {work / 'heldback.csv'}", file=sys.stderr)
 
 
-def corpus_of(cases: list[MeasuredCase], path: Path) -> Corpus:
-    """The featurised corpus, from the file where it holds these very cases."""
-    ids = [c.example.id for c in cases]
-    if path.exists():
-        corpus = Corpus.load(path)
-        if corpus.ids.tolist() == ids:
-            return corpus
-    corpus = Corpus.of(c.example for c in cases)
-    corpus.save(path)
-    return corpus
+def progress(what: str) -> Callable[[int, int], None]:
+    """A progress line on standard error with rate and time left; call it with how many of how many are done."""
+    start, shown = time.monotonic(), [0.0]
 
+    def show(done: int, of: int) -> None:
+        now = time.monotonic()
+        if now - shown[0] < (0.5 if sys.stderr.isatty() else 20) and done < of:
+            return
+        shown[0] = now
+        rate = done / max(1e-3, now - start)
+        end = "\n" if done == of or not sys.stderr.isatty() else ""
+        left = (of - done) / max(1e-3, rate)
+        print(f"\r{what}: {done}/{of}, {rate:.0f} a second, {left:.0f} s left", end=end, file=sys.stderr, flush=True)
 
-def progress(settings: Settings) -> Progress:
-    """A progress bar an epoch wide for each network (tqdm where it is installed, else a line every tenth epoch)."""
-    return Progress(settings.epochs)
-
-
-class Progress:
-    """Called with (network, epoch, losses)."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def __call__(self, name: str, epoch: int, losses: Mapping[str, float]) -> None:
-        """One epoch is done."""
-        done, width = epoch + 1, 30
-        filled = round(width * done / self.epochs)
-        line = f"{name}: [{'#' * filled}{'.' * (width - filled)}] {done}/{self.epochs} loss {sum(losses.values()):.4f}"
-        if sys.stderr.isatty():
-            print(f"\r{line}", end="\n" if done == self.epochs else "", file=sys.stderr, flush=True)
-        elif done % 10 == 0 or done == self.epochs:
-            print(line, file=sys.stderr, flush=True)
+    return show

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dippm.network.bundle import Bundle
-from dippm.network.compose import Composition, correct
-from dippm.network.model import PMGNS
+from dippm.network.bundle import Bundle, write_bundle
+from dippm.network.compose import Composition
 from dippm.train.bounds import bounds_of
+from dippm.train.corpus import Corpus
 from dippm.train.fit import (
+    Batch,
     HeldBack,
     Prepared,
     assemble,
@@ -25,15 +26,18 @@ from dippm.train.fit import (
     shrink_of,
     statistics_of,
     table_of,
-    with_residuals,
 )
 from dippm.train.graph_level import predict_graph_level, standardised_statics, train_graph_level
 from dippm.train.networks import load_network
+from dippm.train.parallel import spread
 from dippm.train.split import FOLDS, folds, without_held_back_operators
-from dippm.train.trainer import Scales, predict_operators
+from dippm.train.trainer import predict_operators
 
 Index = npt.NDArray[np.int64]
-Tick = Callable[[], None]
+Show = Callable[[int, int], None]
+CASES_A_BATCH = 32
+GRAPH_LEVEL_CASES = 2000
+"""The graph level is trained on so many cases, those with times first: its few columns need no more."""
 
 
 @dataclass(frozen=True)
@@ -53,64 +57,90 @@ class CrossFit:
         used = np.ones(len(self.fold_of), dtype=bool) if without is None else self.fold_of != without
         return shrink_of(self.measured[used], self.predicted[used])
 
-    def corrected(self, index: int) -> Composition:
-        """The held-back prediction of one case, graph level included."""
-        held = self.held[index]
-        estimates = with_residuals(held.estimates, self.predicted[index], self.shrink(without=int(self.fold_of[index])))
-        return correct(held.composed, estimates)
+    def predictions(self) -> list[Composition]:
+        """The held-back predictions of all cases, graph level included."""
+        shrinks = {fold: self.shrink(without=fold) for fold in np.unique(self.fold_of).tolist()}
+        return [
+            held.corrected(predicted, shrinks[int(fold)])
+            for held, predicted, fold in zip(self.held, self.predicted, self.fold_of, strict=True)
+        ]
 
 
-def cross_fit(data: Prepared, work: Path, *, count: int = FOLDS, tick: Tick = lambda: None) -> CrossFit:
-    """Steps 1 to 3 of `dippm.train.fit`, from the networks `without-K.pt` in `work`."""
+def cross_fit(
+    data: Prepared, work: Path, *, count: int = FOLDS, jobs: int = 1, show: Show = lambda done, of: None
+) -> CrossFit:
+    """Steps 1 to 3 of `dippm.train.fit`, from the networks `without-K.pt` and `all.pt` in `work`."""
     fold_of = folds(data.corpus.groups.tolist(), data.corpus.architectures.tolist(), count)
-    held: dict[int, HeldBack] = {}
-    networks: list[tuple[PMGNS, Scales]] = []
-    for fold in range(count):
-        model, scales = load_network(work / f"without-{fold}.pt")
-        networks.append((model, scales))
-        seen, unseen = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        known = replace(data, corpus=without_held_back_operators(data.corpus, unseen))
-        table, kinds = table_of(known.corpus, seen), measured_kinds(known.corpus, seen)
-        bundle = assemble(model, scales, table, fit_costs(known, seen), data.device, kinds)
-        for h in hold_back(bundle, data, unseen, tick):
-            held[h.index] = h
-    ordered = tuple(held[g] for g in range(len(data.cases)))
-    measured = residuals_of(data, ordered)
-    predicted = np.zeros_like(measured)
+    pooled_of: list[tuple[Index, npt.NDArray[np.float32]]] = []
     every = np.arange(len(data.cases))
-    for fold, (model, scales) in enumerate(networks):
-        pooled = predict_operators(model, data.corpus, scales, every)[1]
+    write_bundle(_without_graph_level(data, work / "all.pt", every), work / "everything.safetensors")
+
+    def batches() -> Iterator[Batch]:
+        for fold in range(count):
+            seen, unseen = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+            known = replace(data, corpus=without_held_back_operators(data.corpus, unseen))
+            path = work / f"without-{fold}.safetensors"
+            write_bundle(_without_graph_level(known, work / f"without-{fold}.pt", seen), path)
+            model, scales = load_network(work / f"without-{fold}.pt")
+            shown = [unseen[start : start + CASES_A_BATCH] for start in range(0, len(unseen), CASES_A_BATCH)]
+            pooled = []
+            for part in shown:
+                columns, embedded = predict_operators(model, data.corpus, scales, part)
+                pooled.append(embedded)
+                cases = tuple(data.cases[g] for g in part)
+                yield Batch(path, work / "everything.safetensors", cases, tuple(columns))
+            nothing = np.zeros((0, model.hyper.hidden), dtype=np.float32)
+            pooled_of.append((unseen, np.concatenate([nothing, *pooled])))
+
+    order = np.concatenate([np.flatnonzero(fold_of == fold) for fold in range(count)])
+    found: list[HeldBack] = []
+    for part in spread(hold_back, batches(), jobs):
+        found += part
+        show(len(found), len(order))
+    places = np.argsort(order)
+    held = tuple(found[place] for place in places)
+    measured = residuals_of(data, held)
+    predicted = np.zeros_like(measured)
+    for fold, (unseen, pooled) in enumerate(pooled_of):
+        model, scales = load_network(work / f"without-{fold}.pt")
+        chosen = chosen_for_graph_level(data.corpus, np.flatnonzero(fold_of != fold))
         statics = standardised_statics(data.corpus, scales)
-        seen, unseen = fold_of != fold, fold_of == fold
-        model = train_graph_level(model, pooled[seen], statics[seen], measured[seen])
-        predicted[unseen] = predict_graph_level(model, pooled[unseen], statics[unseen])
-    return CrossFit(fold_of, ordered, measured, predicted)
+        shown = predict_operators(model, data.corpus, scales, chosen)[1]
+        model = train_graph_level(model, shown, statics[chosen], measured[chosen])
+        predicted[unseen] = predict_graph_level(model, pooled, statics[unseen])
+    return CrossFit(fold_of, held, measured, predicted)
+
+
+def chosen_for_graph_level(corpus: Corpus, of: Index) -> Index:
+    """Some of the cases: those with kernel times, and others drawn by a fixed seed."""
+    timed = np.array([bool(np.isfinite(corpus.kernel_us[corpus.nodes_of(int(g))]).any()) for g in of], dtype=bool)
+    rest = np.random.default_rng(0).permutation(of[~timed])[: max(0, GRAPH_LEVEL_CASES - int(timed.sum()))]
+    return np.sort(np.concatenate([of[timed], rest]))
+
+
+def _without_graph_level(data: Prepared, network: Path, of: Index) -> Bundle:
+    model, scales = load_network(network)
+    kinds = measured_kinds(data.corpus, of)
+    return assemble(model, scales, table_of(data.corpus, of), fit_costs(data, of), data.device, kinds)
 
 
 def final_bundle(data: Prepared, work: Path, fit: CrossFit, described: Mapping[str, Any]) -> Bundle:
     """Steps 4 and 5: the bundle of all cases, from `all.pt` in `work`."""
     model, scales = load_network(work / "all.pt")
     every = np.arange(len(data.cases))
-    pooled = predict_operators(model, data.corpus, scales, every)[1]
-    model = train_graph_level(model, pooled, standardised_statics(data.corpus, scales), fit.measured)
-    table, costs = table_of(data.corpus, every), fit_costs(data, every)
-    kinds = measured_kinds(data.corpus, every)
-    bundle = assemble(model, scales, table, costs, data.device, kinds)
-    known = hold_back(bundle, data, every)
+    chosen = chosen_for_graph_level(data.corpus, every)
+    pooled = predict_operators(model, data.corpus, scales, chosen)[1]
+    statics = standardised_statics(data.corpus, scales)
+    model = train_graph_level(model, pooled, statics[chosen], fit.measured[chosen])
     return assemble(
         model,
         scales,
-        table,
-        costs,
+        table_of(data.corpus, every),
+        fit_costs(data, every),
         data.device,
-        kinds,
+        measured_kinds(data.corpus, every),
         graph_shrink=fit.shrink(),
-        bounds=bounds_of(data, list(predictions_of(data, fit)), [h.composed for h in known]),
+        bounds=bounds_of(data, fit.predictions(), [held.looked_up for held in fit.held]),
         statistics=statistics_of(data.cases),
         trained_on=described,
     )
-
-
-def predictions_of(data: Prepared, fit: CrossFit) -> Sequence[Composition]:
-    """Held-back predictions of all cases, in their order."""
-    return [fit.corrected(g) for g in range(len(data.cases))]

@@ -13,21 +13,22 @@ seen the case; so must the calibration. Steps:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dippm.network import lookup
-from dippm.network.bundle import Bundle, Estimates, applied_residuals
-from dippm.network.compose import Composition, compose
-from dippm.network.costs import EnergyCost, HostCost, energy_terms, kind_counts
+from dippm.network.bundle import Bundle, applied_residuals, read_bundle
+from dippm.network.compose import Composition, compose, correct
+from dippm.network.costs import EnergyCost, HostCost, kind_counts
 from dippm.network.featurizer import featurize
 from dippm.network.model import GRAPH_COLUMNS, OPERATOR_COLUMNS, PMGNS
 from dippm.network.schema import Schema
-from dippm.network.workload import workloads
 from dippm.train.corpus import Corpus
 from dippm.train.costs import fit_energy, fit_gap_us, fit_host
 from dippm.train.labels import TARGETS, MeasuredCase
@@ -76,8 +77,7 @@ def fit_costs(data: Prepared, of: Index) -> Costs:
         counts.append(int(runs.sum()))
         device.append(labels.device_ms)
         if math.isfinite(labels.energy_j) and math.isfinite(labels.latency_ms):
-            example = data.cases[g].example
-            terms.append(energy_terms(workloads(example.graph), example.case.precision, us).sum(axis=0))
+            terms.append([*corpus.energy_terms[g], us.sum() * 1e-6])
             latency.append(labels.latency_ms / 1e3)
             energy.append(labels.energy_j)
     return Costs(
@@ -90,9 +90,13 @@ def fit_costs(data: Prepared, of: Index) -> Costs:
 def table_of(corpus: Corpus, of: Index) -> lookup.Table:
     """Measured operators of some of the cases, by signature. Views are left out: they cost nothing."""
     nodes = nodes_of(corpus, of)
-    nodes = nodes[corpus.workspace_bytes[nodes] >= 0]
+    nodes = nodes[(corpus.workspace_bytes[nodes] >= 0) & ~corpus.is_view[nodes]]
     return lookup.build(
-        corpus.keys[nodes], corpus.workspace_bytes[nodes], corpus.kernel_us[nodes], corpus.kernels[nodes]
+        corpus.keys[nodes],
+        corpus.workspace_class[nodes],
+        corpus.workspace_bytes[nodes],
+        corpus.kernel_us[nodes],
+        corpus.kernels[nodes],
     )
 
 
@@ -147,35 +151,62 @@ def assemble(
 class HeldBack:
     """One case as a bundle that never saw its architecture estimated it."""
 
-    index: int
-    estimates: Estimates
+    known_share: float
     composed: Composition
+    looked_up: Composition
+    """The same with all that was measured anywhere looked up."""
+
+    def corrected(self, predicted: npt.NDArray[np.float32], shrink: Mapping[str, float]) -> Composition:
+        """The composition with the graph level's residuals [graph columns] applied."""
+        values = dict(zip(GRAPH_COLUMNS, predicted.tolist(), strict=True))
+        return correct(self.composed, applied_residuals(values, shrink, self.known_share))
 
 
-def hold_back(bundle: Bundle, data: Prepared, of: Index, tick: Callable[[], None] = lambda: None) -> list[HeldBack]:
-    """Steps 1 and 2 for the cases of one fold."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cases of one fold and what its network says of their operators, for a process of its own."""
+
+    bundle: Path
+    """Of the other folds."""
+    everything: Path
+    """Of all cases."""
+    cases: tuple[MeasuredCase, ...]
+    columns: tuple[npt.NDArray[np.float32], ...]
+
+
+def hold_back(batch: Batch) -> list[HeldBack]:
+    """Steps 1 and 2 for some cases of one fold."""
+    bundle, everything = _bundle(batch.bundle), _bundle(batch.everything)
+    nothing = np.zeros(len(GRAPH_COLUMNS), dtype=np.float32)
     out = []
-    for g in of:
-        example = data.cases[g].example
-        features = featurize(example.graph, example.case)
-        rows = bundle.rows_of(example.graph, example.case)
-        operators, residuals = bundle.network(features)
-        estimates = bundle.assemble(features, example.case, rows, operators, residuals)
-        out.append(HeldBack(int(g), estimates, compose(example.graph, example.case, estimates)))
-        tick()
+    for measured, columns in zip(batch.cases, batch.columns, strict=True):
+        graph, case = measured.source.graph(), measured.case
+        features = featurize(graph, case)
+        keys = lookup.operator_keys(graph, case)
+        ours, theirs = (
+            b.assemble(features, case, b.table.find(keys), columns, nothing) for b in (bundle, everything)
+        )  # fmt: skip
+        composed = compose(graph, case, ours)
+        same = ours.workspace_bytes == theirs.workspace_bytes
+        out.append(HeldBack(ours.known_share, composed, composed if same else compose(graph, case, theirs)))
     return out
+
+
+@lru_cache(maxsize=2)
+def _bundle(path: Path) -> Bundle:
+    return read_bundle(path)
 
 
 def residuals_of(data: Prepared, held: Sequence[HeldBack]) -> npt.NDArray[np.float32]:
     """log(measured / composed) by `GRAPH_COLUMNS`, [cases, columns]; NaN where it was not measured."""
     names = {"allocated": "allocated_bytes", "reserved": "reserved_bytes"}
     out = np.full((len(data.cases), len(GRAPH_COLUMNS)), np.nan, dtype=np.float32)
-    for h in held:
+    for index, h in enumerate(held):
         for column, target in enumerate(GRAPH_COLUMNS):
             name = names.get(target, target)
-            measured, composed = getattr(data.cases[h.index].labels, name), getattr(h.composed, name)
+            measured, composed = getattr(data.cases[index].labels, name), getattr(h.composed, name)
             if math.isfinite(measured) and measured > 0 and composed > 0:
-                out[h.index, column] = math.log(measured / composed)
+                out[index, column] = math.log(measured / composed)
     return out
 
 
@@ -193,12 +224,6 @@ def shrink_of(measured: npt.NDArray[np.float32], predicted: npt.NDArray[np.float
         best = int(np.argmin(errors))
         out[name] = grid[best] if errors[best] < (1 - LEAST_GAIN) * errors[0] else 0.0
     return out
-
-
-def with_residuals(estimates: Estimates, predicted: npt.NDArray[np.float32], shrink: dict[str, float]) -> Estimates:
-    """The estimates with another graph level's residuals."""
-    values = dict(zip(GRAPH_COLUMNS, predicted.tolist(), strict=True))
-    return replace(estimates, log_residuals=applied_residuals(values, shrink, estimates.known_share))
 
 
 def statistics_of(cases: Sequence[MeasuredCase]) -> dict[str, dict[str, float]]:

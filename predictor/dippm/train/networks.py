@@ -128,7 +128,8 @@ class Progress:
         self._last, width = share, 30
         filled = round(width * share)
         terms = ", ".join(f"{term} {value:.3f}" for term, value in losses.items())
-        print(f"{name}: [{'#' * filled}{'.' * (width - filled)}] epoch {epoch + 1}: {terms}", file=sys.stderr, flush=True)
+        bar = "#" * filled + "." * (width - filled)
+        print(f"{name}: [{bar}] epoch {epoch + 1}: {terms}", file=sys.stderr, flush=True)
 
 
 def _for(name: str, report: Report) -> Callable[[int, dict[str, float]], None]:

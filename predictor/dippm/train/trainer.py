@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dippm.network.forward import standardise
-from dippm.network.model import PMGNS, Hyperparameters, global_mean_pool
+from dippm.network.model import PMGNS, Hyperparameters
 from dippm.train.corpus import Corpus
 from dippm.train.losses import OperatorTargets, operator_losses
 
@@ -244,8 +244,8 @@ def predict_operators(
             nodes, kinds, edges, _, of, _ = data.batch(graphs)
             x, embedded = model.embed(nodes, kinds, edges)
             sizes = [int(corpus.node_start[g + 1] - corpus.node_start[g]) for g in graphs]
-            columns += [part.numpy() for part in model.operators(x, embedded).cpu().split(sizes)]
-            pooled.append(global_mean_pool(embedded, of, size=len(graphs)).cpu().numpy())
+            columns += np.split(model.operators(x, embedded).cpu().numpy(), np.cumsum(sizes)[:-1])
+            pooled.append(model.pool(embedded, of, len(graphs)).cpu().numpy())
     return columns, np.concatenate(pooled)
 
 
