@@ -81,7 +81,8 @@ def composition_of(memory: Replay, estimates: Estimates) -> Composition:
 def correct(composed: Composition, log_residuals: Mapping[str, float]) -> Composition:
     """The composition with the graph's expected residuals applied; never less memory than weights and inputs.
 
-    Residuals are those of `Estimates.log_residuals`. That of `device_ms` carries over to the latency as far as the device is what it waits for.
+    Residuals are those of `Estimates.log_residuals`; that of `device_ms` carries over to the latency as far as the
+    device is what it waits for.
     """
     factor = {name: math.exp(value) for name, value in log_residuals.items()}
     floor = composed.weights_bytes + composed.inputs_bytes

@@ -170,10 +170,10 @@ def _one_case(measured: MeasuredCase) -> Corpus:
 def _hashes(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
     """A 64-bit hash of each row's bits."""
     words = np.ascontiguousarray(rows).view(np.uint32)
-    factors = np.random.default_rng(0).integers(1, 2**63, size=words.shape[1], dtype=np.uint64)
+    factors = np.random.default_rng(0).integers(1, 2**63, size=(words.shape[1], 1), dtype=np.uint64) | np.uint64(1)
     out = np.zeros(len(words), dtype=np.uint64)
     for column in range(words.shape[1]):
-        out = (out ^ words[:, column]) * (factors[column] | np.uint64(1))
+        out = (out ^ words[:, column]) * factors[column]
         out ^= out >> np.uint64(29)
     return out
 
