@@ -390,7 +390,7 @@ def test_training_ends_in_a_bundle_and_in_predictions_of_what_was_held_back(tmp_
     run(corpus, job_names(nested=False), tmp_path, Plan(TINY, Settings(epochs=2, nodes_per_step=64)))
     described = {"device": "H200", "data": "toy"}
     finish(cases, corpus, tmp_path, tmp_path / "b.safetensors", seed=0, data=described)
-    rows = read_rows(tmp_path / "heldback.csv")
+    rows = read_rows(tmp_path / "heldback.csv.gz")
     assert [r.id for r in rows] == [c.id for c in cases]
     assert {r.group: len({q.fold for q in rows if q.group == r.group}) for r in rows} == dict.fromkeys(
         (f"group{i}" for i in range(4)), 1

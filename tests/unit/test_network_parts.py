@@ -45,9 +45,9 @@ def test_each_class_explains_its_own_bytes(index: int) -> None:
 
 def test_a_workspace_that_no_class_explains_is_a_ratio() -> None:
     work = convolution()
-    label = classify(work, 7_777_777)
+    label = classify(work, 77_777_777)
     assert label.index == RATIO
-    assert workspace_bytes(work, label.index, label.log_ratio) == pytest.approx(7_777_777, rel=1e-6)
+    assert workspace_bytes(work, label.index, label.log_ratio) == pytest.approx(77_777_777, rel=1e-6)
 
 
 def test_rounding_of_the_allocator_does_not_hide_a_class() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from dippm.errors import ArtifactUnreachable
 from dippm.evaluate.errors import render
 from dippm.evaluate.heldback import HeldBackRow, error_table, heavy, measured_footprints, read_rows
-from dippm.evaluate.right_profile import profile_share
+from dippm.evaluate.right_profile import NEAR, near_boundary, profile_share
 from dippm.train.split import RANDOM
 
 DEVICES = ("A100-SXM4-40GB", "H200")
@@ -59,13 +59,18 @@ def run(options: argparse.Namespace) -> int:
         "of these, inference only": [r for r in named if r.mode == "inference"],
         "networks drawn at random": [r for r in rows if r.group == RANDOM],
     }
-    profiles = {device: profile_share(measured_footprints(named), device) for device in DEVICES}
+    footprints = measured_footprints(named)
+    profiles = {device: profile_share(footprints, device) for device in DEVICES}
+    near = {device: near_boundary(footprints, device) for device in DEVICES}
+    close = {device: profile_share(pairs, device) for device, pairs in near.items()}
     if options.json:
         body = {
             "cases": len(rows),
             "architectures": len({r.architecture for r in rows}),
             "sections": {name: [asdict(e) for e in error_table(part)] for name, part in sections.items()},
             "right_profile_percent": profiles,
+            "near_boundary_cases": {device: len(pairs) for device, pairs in near.items()},
+            "right_profile_near_boundary_percent": close,
         }
         print(json.dumps(body))
         return 0
@@ -77,7 +82,10 @@ def run(options: argparse.Namespace) -> int:
         print(f"\n## {name} ({len(part)} cases)\n\n{render(error_table(part))}")
     print("\n## named architectures, without the graph level\n\n" + render(error_table(named, composed=True)))
     for device, share in profiles.items():
-        print(f"\nright profile by footprint on {device}: {share:.1f} %")
+        print(
+            f"\nright profile by footprint on {device}: {share:.1f} % of {len(footprints)} cases; {close[device]:.1f} % "
+            f"of the {len(near[device])} within {NEAR:.0%} of a profile's limit"
+        )
     return 0
 
 

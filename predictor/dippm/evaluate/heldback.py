@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import IO
 
 from dippm.evaluate.errors import TARGETS, ErrorRow, error_row
 
@@ -52,28 +55,48 @@ class HeldBackRow:
 
 
 def write_rows(path: Path, rows: Iterable[HeldBackRow]) -> None:
-    """Write rows as CSV; figures to six digits, their columns named `measured:...` and so on."""
+    """Write rows as CSV (compressed where the name ends in `.gz`), figures to five digits, nothing where there is none.
+
+    Their columns are named `measured:...` and so on.
+    """
     plain = [f.name for f in fields(HeldBackRow) if f.name not in ("measured", "predicted", "composed")]
     groups = ("measured", "predicted", "composed")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with _open(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*plain, *(f"{group}:{figure}" for group in groups for figure in FIGURES)])
         for row in rows:
             body = asdict(row)
-            figures = [f"{value:.6g}" for group in groups for value in body[group]]
-            writer.writerow([f"{body[n]:.9g}" if isinstance(body[n], float) else body[n] for n in plain] + figures)
+            figures = [_digits(value, 5) for group in groups for value in body[group]]
+            writer.writerow([_digits(body[n], 9) if isinstance(body[n], float) else body[n] for n in plain] + figures)
+
+
+def _open(path: Path, mode: str) -> IO[str]:
+    if path.suffix != ".gz":
+        return path.open(mode, newline="")
+    if mode == "r":
+        return io.TextIOWrapper(gzip.GzipFile(path, "rb"), newline="")
+    # Without a time in it: the same rows are the same file.
+    return io.TextIOWrapper(gzip.GzipFile(path, "wb", mtime=0), newline="")
+
+
+def _digits(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}g}"
+
+
+def _figure(text: str) -> float:
+    return float(text) if text else math.nan
 
 
 def read_rows(path: Path) -> list[HeldBackRow]:
     """Inverse of `write_rows`."""
-    with path.open(newline="") as file:
+    with _open(path, "r") as file:
         return [_row(line) for line in csv.DictReader(file)]
 
 
 def _row(line: dict[str, str]) -> HeldBackRow:
     def figures(group: str) -> tuple[float, ...]:
-        return tuple(float(line[f"{group}:{figure}"]) for figure in FIGURES)
+        return tuple(_figure(line[f"{group}:{figure}"]) for figure in FIGURES)
 
     return HeldBackRow(
         id=line["id"],
@@ -86,10 +109,10 @@ def _row(line: dict[str, str]) -> HeldBackRow:
         runtime=line["runtime"],
         allocator=line["allocator"],
         operators=int(line["operators"]),
-        known_share=float(line["known_share"]),
-        formula_bytes=float(line["formula_bytes"]),
-        resident_bytes=float(line["resident_bytes"]),
-        context_bytes=float(line["context_bytes"]),
+        known_share=_figure(line["known_share"]),
+        formula_bytes=_figure(line["formula_bytes"]),
+        resident_bytes=_figure(line["resident_bytes"]),
+        context_bytes=_figure(line["context_bytes"]),
         measured=figures("measured"),
         predicted=figures("predicted"),
         composed=figures("composed"),

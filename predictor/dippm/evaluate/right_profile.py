@@ -14,6 +14,16 @@ def smallest(profiles: Sequence[Profile], need_mib: float) -> str | None:
     return next((p.name for p in ordered if need_mib <= p.usable_mib), None)
 
 
+NEAR = 0.2
+"""A footprint this close to a profile's usable memory is near a boundary: there a small error changes the profile."""
+
+
+def near_boundary(footprints: Sequence[tuple[float, float]], device: str) -> list[tuple[float, float]]:
+    """The (measured, predicted) footprints in MiB whose measured one is within 20 % of some profile's limit."""
+    limits = [profile.usable_mib for profile in resolve_device(device).with_full_gpu()]
+    return [(m, p) for m, p in footprints if any(abs(m / limit - 1) <= NEAR for limit in limits)]
+
+
 def profile_share(footprints: Sequence[tuple[float, float]], device: str) -> float:
     """Percent of (measured, predicted) footprints in MiB that lead to the same profile; NaN without any."""
     profiles = resolve_device(device).with_full_gpu()

@@ -1,6 +1,6 @@
 """`dippm train`: from a folder of measured rows to a bundle, resumable at every network of cases and every epoch.
 
-Leaves in the work folder: `corpus.npz` (featurised rows), `all.pt` and `without-K.pt` (networks), and `heldback.csv`
+Leaves in the work folder: `corpus.npz` (featurised rows), `all.pt` and `without-K.pt` (networks), and `heldback.csv.gz`
 (each case as predicted by networks that never saw its super-family), which `dippm evaluate` reads.
 """
 
@@ -80,10 +80,10 @@ def finish(
         [held.known_share for held in fit.held], corpus.formula_bytes.tolist(), np.diff(corpus.node_start).tolist()
     )
     rows = heldback_rows(cases, fit.fold_of, facts, fit.predictions(), [held.composed for held in fit.held])
-    write_rows(work / "heldback.csv", rows)
+    write_rows(work / "heldback.csv.gz", rows)
     described = {**data, "cases": len(cases), "architectures": len(set(corpus.architectures.tolist())), "seed": seed}
     write_bundle(final_bundle(prepared, work, fit, described), out)
-    print(f"wrote {out} and {work / 'heldback.csv'}", file=sys.stderr)
+    print(f"wrote {out} and {work / 'heldback.csv.gz'}", file=sys.stderr)
 
 
 def progress(what: str) -> Callable[[int, int], None]:
