@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from dippm.train.featurise import corpus_of, in_reading_order
 from dippm.train.finetune import network_of
 from dippm.train.fit import Costs, assemble, table_of
 from dippm.train.labels import CaseLabels, MeasuredCase, OperatorLabels
-from dippm.train.networks import Plan, job_names, load_network, run, save_network
+from dippm.train.networks import Plan, job_names, load_network, run, run_side_by_side, save_network
 from dippm.train.trainer import Scales, Settings, predict_operators, train
 from dippm.vocabulary import KINDS
 
@@ -328,6 +329,33 @@ def test_training_resumes_where_it_stopped(corpus: Corpus, tmp_path: Path) -> No
         torch.testing.assert_close(ours, theirs)
 
 
+def test_training_ends_within_its_seconds_and_not_before(corpus: Corpus, tmp_path: Path) -> None:
+    settings = Settings(epochs=100_000, seconds=0.5, nodes_per_step=64)
+    epochs: list[int] = []
+    start = time.monotonic()
+    train(
+        corpus, np.arange(len(corpus)), TINY, settings, checkpoint=tmp_path / "c", report=lambda e, _: epochs.append(e)
+    )
+    assert 0.5 <= time.monotonic() - start < 20
+    assert 1 <= len(epochs) < 100_000
+    again: list[int] = []
+    train(
+        corpus, np.arange(len(corpus)), TINY, settings, checkpoint=tmp_path / "c", report=lambda e, _: again.append(e)
+    )
+    assert len(again) == 1, "a stopped training knows how long it has already trained"
+
+
+def test_networks_trained_side_by_side_are_those_trained_one_by_one(corpus: Corpus, tmp_path: Path) -> None:
+    corpus.save(tmp_path / "corpus.npz")
+    plan, names = Plan(TINY, Settings(epochs=1, nodes_per_step=64)), ["all", "without-1"]
+    run_side_by_side(tmp_path / "corpus.npz", names, tmp_path / "a", plan, jobs=2)
+    run(corpus, names, tmp_path / "b", plan)
+    for name in names:
+        ours, theirs = (load_network(tmp_path / folder / f"{name}.pt")[0] for folder in "ab")
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)
+
+
 def test_every_network_starts_from_the_same_one_when_finetuning(
     corpus: Corpus, trained: tuple[PMGNS, Scales], tmp_path: Path
 ) -> None:
@@ -355,6 +383,23 @@ def test_corpus_keeps_distinct_rows_once_and_reads_back(corpus: Corpus, tmp_path
     assert again.ids.tolist() == [e.id for e in examples()]
     np.testing.assert_array_equal(again.rows[again.row_of], corpus.rows[corpus.row_of])
     assert math.isclose(float(np.nansum(again.kernel_us)), float(np.nansum(corpus.kernel_us)))
+
+
+def test_a_grown_data_set_is_featurised_only_where_it_is_new(tmp_path: Path) -> None:
+    cases = in_reading_order([e.measured(NOTHING) for e in examples()])
+    first = [case for case in cases if case.network == "net0"]
+    corpus_of(first, tmp_path / "corpus.npz")
+    (kept,) = (tmp_path / "corpus").iterdir()
+    before = kept.stat().st_mtime_ns
+    grown = corpus_of(cases, tmp_path / "corpus.npz")
+    assert kept.stat().st_mtime_ns == before
+    assert len(list((tmp_path / "corpus").iterdir())) == 2
+    whole = Corpus.of(cases)
+    assert grown.ids.tolist() == [case.id for case in cases]
+    np.testing.assert_array_equal(grown.rows[grown.row_of], whole.rows[whole.row_of])
+    np.testing.assert_array_equal(grown.keys, whole.keys)
+    np.testing.assert_array_equal(grown.edge_start, whole.edge_start)
+    assert len(np.unique(grown.rows, axis=0)) == len(grown.rows)
 
 
 def measured_cases() -> list[MeasuredCase]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from hypothesis import strategies as st
 
 from dippm.case import Case, Precision
 from dippm.evaluate.errors import error_row, percentage_errors, render
-from dippm.evaluate.right_profile import profile_share
+from dippm.evaluate.heldback import FIGURES, HeldBackRow, read_rows, write_rows
+from dippm.evaluate.right_profile import near_boundary, profile_share
 from dippm.network import calibration, lookup
 from dippm.network.clocks import device_ms, host_ms, latency_ms
 from dippm.network.roofline import BANDWIDTH, FLOOR_US, roofline_us
 from dippm.network.strides import contiguous, is_channels_last, is_contiguous, view
 from dippm.network.workload import Workload
 from dippm.network.workspace import CLASSES, RATIO, classify, workspace_bytes
+from dippm.profiles import resolve_device
 from dippm.train.costs import fit_energy, fit_gap_us, fit_host, least_squares_nonnegative
 from dippm.train.split import folds
 from dippm.vocabulary import INDEX, KINDS
@@ -211,6 +214,26 @@ def test_errors_leave_out_what_was_not_measured() -> None:
     assert row.mean == pytest.approx(5)
     assert math.isnan(row.formula_mean)
     assert "| device time | 2 | 5.00 % |" in render([row])
+
+
+def test_near_a_boundary_is_within_a_fifth_of_a_profiles_limit() -> None:
+    limit = min(p.usable_mib for p in resolve_device("A100-SXM4-40GB").profiles)
+    pairs = [(factor * limit, 1.0) for factor in (0.5, 0.79, 0.81, 1.0, 1.19, 1.3)]
+    assert near_boundary(pairs, "A100-SXM4-40GB") == pairs[2:5]
+
+
+def test_held_back_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    figures = tuple(float(i) for i in range(len(FIGURES)))
+    unknown = (math.nan, *figures[1:])
+    row = HeldBackRow(
+        "a", "resnet50", "resnet", 1, 4, "fp32", "inference", "eager", "default", 9, 0.5, 1e9, 5e8, 7e8,
+        unknown, figures, figures,
+    )  # fmt: skip
+    for name in ("rows.csv", "rows.csv.gz"):
+        write_rows(tmp_path / name, [row, row])
+        again = read_rows(tmp_path / name)
+        assert len(again) == 2
+        assert repr(again[0]) == repr(row)
 
 
 def test_right_profile_share_counts_cases_that_land_on_the_same_slice() -> None:

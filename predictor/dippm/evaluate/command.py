@@ -83,8 +83,8 @@ def run(options: argparse.Namespace) -> int:
     print("\n## named architectures, without the graph level\n\n" + render(error_table(named, composed=True)))
     for device, share in profiles.items():
         print(
-            f"\nright profile by footprint on {device}: {share:.1f} % of {len(footprints)} cases; {close[device]:.1f} % "
-            f"of the {len(near[device])} within {NEAR:.0%} of a profile's limit"
+            f"\nright profile by footprint on {device}: {share:.1f} % of {len(footprints)} cases; "
+            f"{close[device]:.1f} % of the {len(near[device])} within {NEAR:.0%} of a profile's limit"
         )
     return 0
 
