@@ -69,20 +69,21 @@ def finish(
     seed: int,
     data: Mapping[str, object],
     jobs: int = 1,
+    device: str = "cpu",
 ) -> None:
     """From trained networks to the held-back rows and the bundle."""
     from dippm.evaluate.heldback import write_rows
     from dippm.evaluate.rows import Facts, heldback_rows
 
     prepared = Prepared(cases, corpus, device=str(data["device"]))
-    fit = cross_fit(prepared, work, jobs=jobs, show=progress("composing"))
+    fit = cross_fit(prepared, work, jobs=jobs, device=device, show=progress("composing"))
     facts = Facts(
         [held.known_share for held in fit.held], corpus.formula_bytes.tolist(), np.diff(corpus.node_start).tolist()
     )
     rows = heldback_rows(cases, fit.fold_of, facts, fit.predictions(), [held.composed for held in fit.held])
     write_rows(work / "heldback.csv.gz", rows)
     described = {**data, "cases": len(cases), "architectures": len(set(corpus.architectures.tolist())), "seed": seed}
-    write_bundle(final_bundle(prepared, work, fit, described), out)
+    write_bundle(final_bundle(prepared, work, fit, described, device=device), out)
     print(f"wrote {out} and {work / 'heldback.csv.gz'}", file=sys.stderr)
 
 

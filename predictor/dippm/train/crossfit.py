@@ -31,7 +31,7 @@ from dippm.train.graph_level import predict_graph_level, standardised_statics, t
 from dippm.train.networks import load_network
 from dippm.train.parallel import spread
 from dippm.train.split import FOLDS, folds, without_held_back_operators
-from dippm.train.trainer import predict_operators
+from dippm.train.trainer import Asked
 
 Index = npt.NDArray[np.int64]
 Show = Callable[[int, int], None]
@@ -67,9 +67,18 @@ class CrossFit:
 
 
 def cross_fit(
-    data: Prepared, work: Path, *, count: int = FOLDS, jobs: int = 1, show: Show = lambda done, of: None
+    data: Prepared,
+    work: Path,
+    *,
+    count: int = FOLDS,
+    jobs: int = 1,
+    device: str = "cpu",
+    show: Show = lambda done, of: None,
 ) -> CrossFit:
-    """Steps 1 to 3 of `dippm.train.fit`, from the networks `without-K.pt` and `all.pt` in `work`."""
+    """Steps 1 to 3 of `dippm.train.fit`, from the networks `without-K.pt` and `all.pt` in `work`.
+
+    Networks are asked on `device` in this process, cases are composed in others.
+    """
     fold_of = folds(data.corpus.groups.tolist(), data.corpus.architectures.tolist(), count)
     pooled_of: list[tuple[Index, npt.NDArray[np.float32]]] = []
     every = np.arange(len(data.cases))
@@ -82,15 +91,15 @@ def cross_fit(
             path = work / f"without-{fold}.safetensors"
             write_bundle(_without_graph_level(known, work / f"without-{fold}.pt", seen), path)
             model, scales = load_network(work / f"without-{fold}.pt")
-            shown = [unseen[start : start + CASES_A_BATCH] for start in range(0, len(unseen), CASES_A_BATCH)]
-            pooled = []
-            for part in shown:
-                columns, embedded = predict_operators(model, data.corpus, scales, part)
+            asked, nothing = Asked(model, data.corpus, scales, device), np.zeros((0, model.hyper.hidden), np.float32)
+            pooled = [nothing]
+            for start in range(0, len(unseen), CASES_A_BATCH):
+                part = unseen[start : start + CASES_A_BATCH]
+                columns, embedded = asked(part)
                 pooled.append(embedded)
                 cases = tuple(data.cases[g] for g in part)
                 yield Batch(path, work / "everything.safetensors", cases, tuple(columns))
-            nothing = np.zeros((0, model.hyper.hidden), dtype=np.float32)
-            pooled_of.append((unseen, np.concatenate([nothing, *pooled])))
+            pooled_of.append((unseen, np.concatenate(pooled)))
 
     order = np.concatenate([np.flatnonzero(fold_of == fold) for fold in range(count)])
     found: list[HeldBack] = []
@@ -105,7 +114,7 @@ def cross_fit(
         model, scales = load_network(work / f"without-{fold}.pt")
         chosen = chosen_for_graph_level(data.corpus, np.flatnonzero(fold_of != fold))
         statics = standardised_statics(data.corpus, scales)
-        shown = predict_operators(model, data.corpus, scales, chosen)[1]
+        shown = Asked(model, data.corpus, scales, device)(chosen)[1]
         model = train_graph_level(model, shown, statics[chosen], measured[chosen])
         predicted[unseen] = predict_graph_level(model, pooled, statics[unseen])
     return CrossFit(fold_of, held, measured, predicted)
@@ -124,12 +133,14 @@ def _without_graph_level(data: Prepared, network: Path, of: Index) -> Bundle:
     return assemble(model, scales, table_of(data.corpus, of), fit_costs(data, of), data.device, kinds)
 
 
-def final_bundle(data: Prepared, work: Path, fit: CrossFit, described: Mapping[str, Any]) -> Bundle:
+def final_bundle(
+    data: Prepared, work: Path, fit: CrossFit, described: Mapping[str, Any], *, device: str = "cpu"
+) -> Bundle:
     """Steps 4 and 5: the bundle of all cases, from `all.pt` in `work`."""
     model, scales = load_network(work / "all.pt")
     every = np.arange(len(data.cases))
     chosen = chosen_for_graph_level(data.corpus, every)
-    pooled = predict_operators(model, data.corpus, scales, chosen)[1]
+    pooled = Asked(model, data.corpus, scales, device)(chosen)[1]
     statics = standardised_statics(data.corpus, scales)
     model = train_graph_level(model, pooled, statics[chosen], fit.measured[chosen])
     return assemble(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -232,21 +233,33 @@ def _with_repeats(corpus: Corpus, cases: npt.NDArray[np.int64], repeats: int) ->
     return np.concatenate([cases, np.repeat(cases[timed], repeats - 1)])
 
 
+class Asked:
+    """A trained network that is asked about cases of a corpus."""
+
+    def __init__(self, model: PMGNS, corpus: Corpus, scales: Scales, device: str = "cpu") -> None:
+        self._corpus, self._data = corpus, DeviceCorpus(corpus, scales, torch.device(device))
+        self._model = copy.deepcopy(model).eval().to(device)
+
+    def __call__(self, cases: npt.NDArray[np.int64]) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+        """Operator columns of each case, and the pooled embedding of each case [cases, hidden]."""
+        columns: list[npt.NDArray[np.float32]] = []
+        pooled = [np.zeros((0, self._model.hyper.hidden), dtype=np.float32)]
+        start = self._corpus.node_start
+        with torch.no_grad():
+            for graphs in _in_order(self._corpus, cases, NODES_AT_ONCE):
+                nodes, kinds, edges, _, of, _ = self._data.batch(graphs)
+                x, embedded = self._model.embed(nodes, kinds, edges)
+                sizes = [int(start[g + 1] - start[g]) for g in graphs]
+                columns += np.split(self._model.operators(x, embedded).cpu().numpy(), np.cumsum(sizes)[:-1])
+                pooled.append(self._model.pool(embedded, of, len(graphs)).cpu().numpy())
+        return columns, np.concatenate(pooled)
+
+
 def predict_operators(
-    model: PMGNS, corpus: Corpus, scales: Scales, cases: npt.NDArray[np.int64], *, device: str = "cpu"
+    model: PMGNS, corpus: Corpus, scales: Scales, cases: npt.NDArray[np.int64]
 ) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-    """Operator columns of each case, and the pooled embedding of each case [cases, hidden]."""
-    data = DeviceCorpus(corpus, scales, torch.device(device))
-    model = model.eval().to(device)
-    columns, pooled = [], []
-    with torch.no_grad():
-        for graphs in _in_order(corpus, cases, NODES_AT_ONCE):
-            nodes, kinds, edges, _, of, _ = data.batch(graphs)
-            x, embedded = model.embed(nodes, kinds, edges)
-            sizes = [int(corpus.node_start[g + 1] - corpus.node_start[g]) for g in graphs]
-            columns += np.split(model.operators(x, embedded).cpu().numpy(), np.cumsum(sizes)[:-1])
-            pooled.append(model.pool(embedded, of, len(graphs)).cpu().numpy())
-    return columns, np.concatenate(pooled)
+    """What a network says of some cases: operator columns of each, and pooled embeddings [cases, hidden]."""
+    return Asked(model, corpus, scales)(cases)
 
 
 def _in_order(corpus: Corpus, cases: npt.NDArray[np.int64], nodes: int) -> list[list[int]]:
