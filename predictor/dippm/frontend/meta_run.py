@@ -6,7 +6,7 @@ the storage of their base there just as on a device, and a reshape copies exactl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def run_on_meta(
     Raises InputShapeError where the shapes do not go through the model.
     """
     values: dict[fx.Node, Concrete] = {}
+    run_node = MetaRun()
     with torch.no_grad():
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
@@ -83,24 +84,78 @@ def _fold(argument: Any, values: Mapping[fx.Node, Concrete]) -> Any:
     return argument
 
 
-def run_node(node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
-    """What one call puts out, given the concrete values of its arguments."""
-    args = map_aggregate(node.args, lambda a: values[a] if isinstance(a, fx.Node) else a)
-    kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
-    if kwargs.get("device") is not None:
-        kwargs["device"] = torch.device("meta")
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return node.target(*args, **kwargs)  # type: ignore[operator]  # getitem and shape arithmetic of `operator`
-    name = base_name(str(node.target))
-    if name in NOT_RUN and not name.startswith("sym_"):
-        return args[0] if args else None
-    special = _ON_DEVICE.get(name)
-    try:
-        if special is not None:
-            return special(node.target, args, kwargs)
-        return node.target(*args, **kwargs)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AssertionError) as error:
-        return _recorded(node, error)
+class MetaRun:
+    """Runs the calls of one graph. A call that makes new tensors is run once for each signature.
+
+    Equal layers make equal calls, and many of PyTorch's meta kernels are Python. What hands an operand's storage on
+    (views, calls in place) is always run.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, tuple[type, tuple[tuple[Any, Any, torch.dtype], ...]] | None] = {}
+
+    def __call__(self, node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
+        """What one call puts out, given the concrete values of its arguments."""
+        args = map_aggregate(node.args, lambda a: values[a] if isinstance(a, fx.Node) else a)
+        kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("meta")
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return node.target(*args, **kwargs)  # type: ignore[operator]  # getitem and shape arithmetic
+        name = base_name(node.target._schema.name)
+        if name in NOT_RUN and not name.startswith("sym_"):
+            return args[0] if args else None
+        tensors: list[torch.Tensor] = []
+        try:
+            key = (node.target, _signed(args, tensors), _signed(tuple(kwargs.items()), tensors))
+            made = self._made.get(key)
+        except TypeError:  # an argument that cannot be a key
+            key, made = None, None
+        if made is not None:
+            kind, outputs = made
+            new = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in outputs]
+            return new[0] if kind is torch.Tensor else kind(new)
+        special = _ON_DEVICE.get(name)
+        try:
+            result = special(node.target, args, kwargs) if special is not None else node.target(*args, **kwargs)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AssertionError) as error:
+            return _recorded(node, error)
+        if key is not None:
+            self._made[key] = _new_tensors(result, tensors)
+        return result
+
+
+def _signed(argument: Any, tensors: list[torch.Tensor]) -> Hashable:
+    """An argument as part of a key; the tensors in it are collected."""
+    if isinstance(argument, torch.Tensor):
+        tensors.append(argument)
+        return (argument.shape, argument.stride(), argument.dtype)
+    if isinstance(argument, (list, tuple)):
+        return tuple([_signed(a, tensors) for a in argument])
+    return (type(argument), argument)  # 1, 1.0 and True are the same key
+
+
+def _new_tensors(
+    result: Any, operands: list[torch.Tensor]
+) -> tuple[type, tuple[tuple[Any, Any, torch.dtype], ...]] | None:
+    """How a call's result is made again: each output its own dense storage, none of them an operand's; else None."""
+    kind = torch.Tensor if isinstance(result, torch.Tensor) else type(result)
+    outputs = [result] if kind is torch.Tensor else result
+    if kind not in (torch.Tensor, tuple, list) or not all(isinstance(o, torch.Tensor) for o in outputs):
+        return None
+    storages = [t.untyped_storage()._cdata for t in (*outputs, *operands)]
+    if len(set(storages[: len(outputs)])) < len(outputs) or set(storages[: len(outputs)]) & set(
+        storages[len(outputs) :]
+    ):
+        return None
+    described = []
+    for tensor in outputs:
+        size, stride = tensor.shape, tensor.stride()
+        reach = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if tensor.numel() else 0
+        if tensor.storage_offset() or tensor.untyped_storage().nbytes() != reach * tensor.element_size():
+            return None
+        described.append((size, stride, tensor.dtype))
+    return kind, tuple(described)
 
 
 def _recorded(node: fx.Node, error: Exception) -> Concrete:
