@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.aten import NOT_RUN, base_name
 
+aten = torch.ops.aten
 Concrete = Any
 """What a node puts out: a meta tensor, a tuple or list of them, or a number (a shape)."""
 
@@ -115,7 +116,7 @@ class MetaRun:
             kind, outputs = made
             new = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in outputs]
             return new[0] if kind is torch.Tensor else kind(new)
-        special = _ON_DEVICE.get(name)
+        special = _ON_DEVICE.get(name) or _IN_PYTHON.get(node.target)
         try:
             result = special(node.target, args, kwargs) if special is not None else node.target(*args, **kwargs)
         except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AssertionError) as error:
@@ -191,6 +192,48 @@ def _attention(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return query.new_empty((b, s, h, d)).transpose(1, 2)
 
 
+def _like_first(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call whose result is as its first operand where that and every other tensor is dense and of one shape."""
+    first = args[0]
+    dense = isinstance(first, torch.Tensor) and all(
+        not isinstance(a, torch.Tensor) or (_is_dense(a) and a.shape == first.shape and a.dtype == first.dtype)
+        for a in args
+    )
+    if dense and not kwargs and first.dtype.is_floating_point and not any(type(a) is complex for a in args):
+        return first.new_empty(first.shape)
+    return target(*args, **kwargs)
+
+
+def _layer_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, shape, *affine = args
+    weights = [a for a in affine if isinstance(a, torch.Tensor)]
+    normalized = tuple(shape)
+    if (
+        _is_dense(x) and x.shape[x.dim() - len(normalized) :] == normalized
+        and all(_is_dense(w) and w.shape == normalized and w.dtype == x.dtype for w in weights)
+    ):  # fmt: skip
+        return x.new_empty(x.shape)
+    return target(*args, **kwargs)
+
+
+def _linear(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, weight, *bias = args
+    fits = x.dim() > 1 and weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.dtype == weight.dtype
+    if _is_dense(x) and fits and all(b is None or (b.shape == weight.shape[:1] and b.dtype == x.dtype) for b in bias):
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    return target(*args, **kwargs)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the strides are those of a new tensor of the shape."""
+    step = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        if stride != step:
+            return False
+        step *= size or 1
+    return True
+
+
 def _same(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     tensor: torch.Tensor = args[0]
     return tensor.view_as(tensor)
@@ -209,3 +252,10 @@ _ON_DEVICE: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], torch.Ten
     "lift_fresh": _same,
     "to": _to,
 }
+"""By name: what the meta device does otherwise than a device with kernels."""
+_IN_PYTHON: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], torch.Tensor]] = {
+    aten.layer_norm.default: _layer_norm,
+    aten.linear.default: _linear,
+    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.gelu.default, aten.roll.default), _like_first),
+}
+"""By overload: calls whose meta kernels are Python, up to milliseconds of it, where their result is plain to see."""

@@ -116,17 +116,20 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
 
 def _check_operators(graph: onnx.GraphProto, shown: str) -> None:
     """Every operator is one of ONNX's own, and its names are text."""
-    known: set[str] = set()
+    texts: set[str] = set()
+    kinds: set[tuple[str, str]] = set()
     for node in graph.node:
-        name, domain = node.op_type, node.domain
-        if not all(isinstance(text, str) for text in (name, domain, node.name, *node.input, *node.output)):
-            raise _not_text(shown)
+        kinds.add((node.domain, node.op_type))
+        texts.add(node.name)
+        texts.update(node.input)
+        texts.update(node.output)
+    if not all(isinstance(text, str) for text in (*texts, *(text for kind in kinds for text in kind))):
+        raise _not_text(shown)
+    for domain, name in sorted(kinds):
         if domain not in DOMAINS:
             raise UnsupportedOperator(f"operator {domain}::{name} is not supported (domain {domain})")
-        if name not in known:
-            if not onnx.defs.has(name):
-                raise UnsupportedOperator(f"operator onnx.{name} is not supported: ONNX has none of that name")
-            known.add(name)
+        if not onnx.defs.has(name):
+            raise UnsupportedOperator(f"operator onnx.{name} is not supported: ONNX has none of that name")
 
 
 def _element_type_and_shape(tensor: onnx.TensorProto, shown: str) -> tuple[int, tuple[int, ...]]:

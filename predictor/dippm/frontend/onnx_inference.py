@@ -20,7 +20,7 @@ from dippm.graph import TensorSpec
 
 _KEY_BYTES = 1024
 """Constants of more bytes are told apart by who they are, not by what they hold."""
-_SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+_WITH_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
 class Inference:
@@ -33,7 +33,7 @@ class Inference:
         self._types: dict[Hashable, tuple[TensorSpec | None, ...]] = {}
         self._elements: dict[Hashable, tuple[Elements | None, ...] | None] = {}
         self._literals: dict[bytes, Elements] = {}
-        self._held: dict[int, Elements] = {}
+        self._keys: dict[int, tuple[Elements, Hashable]] = {}
 
     def types(
         self, node: onnx.NodeProto, specs: Mapping[str, TensorSpec], constants: Mapping[str, Elements]
@@ -75,18 +75,20 @@ class Inference:
 
     def _asked(self, node: onnx.NodeProto) -> Hashable | None:
         """Operator and attributes; None where an attribute is a graph, which may read what is around it."""
-        attributes = node.attribute
-        if any(a.type in _SUBGRAPHS for a in attributes):
+        if node.op_type in _WITH_GRAPHS:
             return None
-        return (node.op_type, *[a.SerializeToString() for a in attributes])
+        return (node.op_type, *[a.SerializeToString() for a in node.attribute])
 
     def _told(self, array: Elements | None) -> Hashable:
+        """A constant as part of a key: by its elements, where they are few."""
         if array is None:
             return None
-        if array.nbytes > _KEY_BYTES:
-            self._held[id(array)] = array
-            return id(array)
-        return (array.dtype, array.shape, array.tobytes())
+        known = self._keys.get(id(array))
+        if known is None:
+            few = array.nbytes <= _KEY_BYTES
+            key: Hashable = (array.dtype, array.shape, array.tobytes()) if few else id(array)
+            known = self._keys[id(array)] = (array, key)  # the array is held, so that no other one gets its id
+        return known[1]
 
     def _computed(self, node: onnx.NodeProto, constants: Mapping[str, Elements]) -> tuple[Elements | None, ...] | None:
         try:

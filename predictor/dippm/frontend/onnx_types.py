@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper
 
 from dippm.errors import UnsupportedOperator
 from dippm.graph import TensorSpec
@@ -38,10 +39,12 @@ def spec_of(kind: onnx.TypeProto) -> TensorSpec:
 
 def spec_of_array(array: Elements) -> TensorSpec:
     """Shape and dtype of a constant. Raises UnsupportedOperator for strings and the like."""
-    dtype = array.dtype.name
-    if dtype not in _NUMBERS:
-        dtype = dtype_of(numpy_helper.from_array(array).data_type)
-    return TensorSpec(array.shape, dtype)
+    return TensorSpec(array.shape, _dtype_of_array(array.dtype))
+
+
+@cache
+def _dtype_of_array(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.name in _NUMBERS else dtype_of(helper.np_dtype_to_tensor_dtype(dtype))
 
 
 def dtype_of(number: int) -> str:

@@ -6,7 +6,7 @@ TVM 0.27 (Apache TVM, `tvm.relax.frontend`). Parameters enter as typed inputs, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
