@@ -230,8 +230,8 @@ def _type_of(put_out: Any) -> Hashable:
         return (type(put_out), *map(_type_of, put_out))
     kind = put_out.ty if isinstance(put_out, relax.Expr) else None
     if isinstance(put_out, relax.Var) and isinstance(kind, relax.TensorType) and kind.shape is not None:
-        dims = tuple(map(_static, kind.shape))
-        if None not in dims:
+        dims = [d for d in map(_static, kind.shape) if d is not None]
+        if len(dims) == len(kind.shape):
             return (torch.Size(dims), _dtype(kind))
     return id(put_out)
 
