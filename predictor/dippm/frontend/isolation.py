@@ -103,6 +103,18 @@ def walls_here() -> tuple[str, ...]:
     return tuple(tried.stdout.split())
 
 
+def spoken(walls: Sequence[str]) -> str:
+    """What `walls_here` found, for a user."""
+    held = {NAMESPACE: "a network namespace of its own", FILTER: "a seccomp filter of its own"}
+    if not walls:
+        return (
+            "Processes that read model files are kept off the network by an audit hook of Python alone: this kernel, "
+            "or the container's seccomp profile, takes neither a network namespace nor a filter. Native code could "
+            "connect."
+        )
+    return f"Processes that read model files have no network: {' and '.join(held[wall] for wall in walls)}."
+
+
 def _filter(machine: _Machine, refused: Sequence[int]) -> bool:
     """Whether the kernel took a filter that refuses these calls (EACCES) to every thread of this process for good.
 
