@@ -11,13 +11,13 @@ padding is two numbers, not four; the shape is that of the output, not of the we
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from dippm.graph import Attribute, ModelGraph, Operator
+from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec
 
 OPERATORS: tuple[str, ...] = (
     "unknown", "conv2d", "conv2d_transpose", "dense", "batch_matmul", "batch_norm", "softmax", "dropout", "layer_norm",
@@ -39,6 +39,8 @@ _SLOT_BY_KIND: Mapping[str, str] = {
     "adaptive_avg_pool1d": "adaptive_avg_pool2d", "max_pool1d": "max_pool2d", "max_pool3d": "max_pool2d",
 }  # fmt: skip
 
+RECURRENT = frozenset({"lstm", "gru", "rnn"})
+
 
 @dataclass(frozen=True, slots=True)
 class StaticFeatures:
@@ -46,7 +48,7 @@ class StaticFeatures:
 
     macs: int
     """Multiply-accumulates of the batch: convolutions (transposed ones too), dense and batched matrix products. The two
-    products inside fused attention count as batched products."""
+    products inside fused attention count as batched products, those of recurrent layers at every step."""
     batch: int
     convs: int
     denses: int
@@ -90,7 +92,7 @@ def static_features(graph: ModelGraph) -> StaticFeatures:
 
 
 def operator_macs(graph: ModelGraph, operator: Operator) -> int:
-    """Multiply-accumulates of one operator; 0 for all that is no convolution or product of matrices."""
+    """Multiply-accumulates of one operator; 0 for all but convolutions, products of matrices and recurrent layers."""
     kind = operator.kind
     inputs = [graph.values[i].spec for i in operator.inputs]
     if not operator.outputs or len(inputs) < 2:
@@ -111,7 +113,20 @@ def operator_macs(graph: ModelGraph, operator: Operator) -> int:
     if kind == "scaled_dot_product_attention" and len(inputs) >= 3:
         query, key, value = (i.shape for i in inputs[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if kind in RECURRENT:
+        steps = math.prod(inputs[0].shape[:-1])
+        return steps * sum(weight.numel for weight in recurrent_weights(operator.target, inputs))
     return 0
+
+
+def recurrent_weights(target: str, inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The matrices that a recurrent operator applies at every step, among what it is given.
+
+    PyTorch gives them as matrices, beside states of three dimensions; ONNX as `W` and `R`, one matrix a direction.
+    """
+    if target.startswith("onnx."):
+        return [weight for weight in inputs[1:3] if len(weight.shape) == 3]
+    return [weight for weight in inputs[1:] if len(weight.shape) == 2]
 
 
 def _pair(value: Attribute) -> tuple[float, float]:

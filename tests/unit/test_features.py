@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dippm.artifact import open_artifact
-from dippm.features import NODE_FEATURES, OPERATORS, node_features, operator_macs, static_features
+from dippm.features import NODE_FEATURES, OPERATORS, RECURRENT, node_features, operator_macs, static_features
 from dippm.frontend import graph_from_module, load_graph
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.network.workload import workloads
 from dippm.signature import signature
 from dippm.vocabulary import KINDS
 
@@ -89,6 +91,24 @@ def operators(draw: st.DrawFn) -> ModelGraph:
     spec = TensorSpec(shape, "float32")
     values = (Value(spec, ValueKind.INPUT), Value(spec, ValueKind.RESULT, producer=0))
     return ModelGraph(values, (operator,), (0,), (1,), batch=1)
+
+
+@pytest.mark.parametrize(("layer", "gates"), [(torch.nn.LSTM, 4), (torch.nn.GRU, 3), (torch.nn.RNN, 1)])
+def test_recurrent_layers_count_at_every_step_whatever_the_door(
+    layer: type[torch.nn.RNNBase], gates: int, tmp_path: Path
+) -> None:
+    module = layer(24, 32, num_layers=2, bidirectional=True, batch_first=True).eval()
+    steps = 3 * 10
+    wanted = steps * 2 * gates * 32 * ((24 + 32) + (64 + 32))
+    inputs = torch.zeros(3, 10, 24)
+    path = tmp_path / "recurrent.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (inputs,), str(path), dynamo=False)
+    for graph in (graph_from_module(module, [inputs], batch=3), load_graph(open_artifact(path), batch=3)):
+        recurrent = [i for i, o in enumerate(graph.operators) if o.kind in RECURRENT]
+        assert static_features(graph).macs == wanted
+        assert sum(workloads(graph)[i].macs for i in recurrent) == wanted
 
 
 @given(operators())

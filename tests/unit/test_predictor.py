@@ -48,7 +48,7 @@ class Given:
     rate: float = 0.1
     risk_percent: float | None = 1.0
 
-    def estimate(self, graph: ModelGraph, case: Case, *, risk_percent: float) -> Estimates:
+    def estimate(self, graph: ModelGraph, case: Case, *, work: object, risk_percent: float) -> Estimates:
         count = len(graph.operators)
         bound = UpperBound(self.rate, self.risk_percent, "known", 100)
         return Estimates(

@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dippm.features import RECURRENT, recurrent_weights
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, ValueKind
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose"})
 PRODUCTS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
-RECURRENT = frozenset({"lstm", "gru", "rnn"})
 ATTENTION = "scaled_dot_product_attention"
 TENSOR_CORE_KINDS = CONVOLUTIONS | PRODUCTS | RECURRENT | {ATTENTION}
 
@@ -96,7 +96,7 @@ def _workload(graph: ModelGraph, operator: Operator) -> Workload:
     first = arguments[0] if arguments else (outputs[0] if outputs else TensorSpec((), "float32"))
     result = outputs[0] if outputs else first
     attributes = operator.attributes
-    m, n, k, products, macs = _product_sizes(operator.kind, arguments, outputs, attributes)
+    m, n, k, products, macs = _product_sizes(operator, arguments, outputs)
     bytes_in = sum(s.nbytes for s in activations)
     if operator.kind == "embedding" and activations:
         # Only the rows that are looked up are read, not the table.
@@ -152,9 +152,10 @@ _SPATIAL_KINDS = frozenset(
 
 
 def _product_sizes(
-    kind: str, arguments: list[TensorSpec], outputs: list[TensorSpec], attributes: Mapping[str, Attribute]
+    operator: Operator, arguments: list[TensorSpec], outputs: list[TensorSpec]
 ) -> tuple[int, int, int, int, float]:
     """(m, n, k, number of products, multiply-accumulates) of the equivalent matrix products; zeros where it is none."""
+    kind, attributes = operator.kind, operator.attributes
     if len(arguments) < 2 or not outputs:
         return 0, 0, 0, 0, 0.0
     first, second, result = arguments[0], arguments[1], outputs[0]
@@ -188,10 +189,10 @@ def _product_sizes(
         source = second.shape[-2]
         return length, source, width, heads, float(heads * length * source * (width + third.shape[-1]))
     if kind in RECURRENT:
-        weights = sum(s.numel for s in arguments[1:] if len(s.shape) == 2)
+        weights = recurrent_weights(operator.target, arguments)
         steps = first.numel // max(1, first.shape[-1])
-        n = max((s.shape[0] for s in arguments[1:] if len(s.shape) == 2), default=1)
-        return steps, n, first.shape[-1], 1, float(steps * weights)
+        n = max((s.shape[-2] for s in weights), default=1)
+        return steps, n, first.shape[-1], 1, float(steps * sum(s.numel for s in weights))
     return 0, 0, 0, 0, 0.0
 
 
