@@ -64,13 +64,14 @@ def cap(
     widened = held + (composed.min_cap_bytes - held) * (PROXY_FACTOR if is_proxy else 1.0)
     upper = bound.above(widened, held)
     if unmeasured_architecture:
-        upper = max(upper, _with_bounded_workspaces(graph, case, work, estimates, target))
+        upper = max(upper, _with_bounded_workspaces(graph, case, work, estimates, target, floor=int(upper)))
     return Cap(composed.min_cap_bytes / MIB, upper / MIB, bound, unmeasured_architecture)
 
 
 def _with_bounded_workspaces(
-    graph: ModelGraph, case: Case, work: Sequence[Workload], estimates: Estimates, target: Hardware
+    graph: ModelGraph, case: Case, work: Sequence[Workload], estimates: Estimates, target: Hardware, *, floor: int
 ) -> int:
+    """The smallest cap with them, bytes; where it is no more than `floor`, some number that is no more either."""
     from dippm.network.workload import CONVOLUTIONS
     from dippm.replay import replay
 
@@ -85,6 +86,7 @@ def _with_bounded_workspaces(
         mode=case.mode,
         workspaces=workspaces,
         cublas_bytes=target.cublas_workspace_bytes,
+        cap_floor=floor,
     )
     return replayed.min_cap_bytes
 

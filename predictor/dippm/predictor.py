@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dippm import memory, runtimes, transfer
 from dippm.devices import MIB, Hardware, context_on, hardware, slice_of
+from dippm.garbage import put_off
 from dippm.policy import DEFAULT_POLICY, Choice, Policy, Rule, choose, choose_by_paper
 from dippm.prediction import Basis, Candidate, Prediction
 from dippm.profiles import Device, resolve_device
@@ -42,6 +43,7 @@ class Stopwatch:
         return {**self.seconds, "total": time.perf_counter() - self.started}
 
 
+@put_off()
 def predict_graph(
     graph: ModelGraph,
     case: Case,
@@ -74,7 +76,8 @@ def predict_graph(
         cast, folded = graph.cast(case.precision.float_dtype), 0
         if runtime.asked in runtimes.FOLDS_BATCH_NORMS:
             cast, folded = fold_batch_norms(cast)
-        estimates = bundle.estimate(cast, measured, risk_percent=policy.oom_risk_percent)
+        work = workloads(cast)
+        estimates = bundle.estimate(cast, measured, work=work, risk_percent=policy.oom_risk_percent)
     with watch.stage("replay"):
         replayed = replay(
             cast,
@@ -85,7 +88,6 @@ def predict_graph(
             cublas_bytes=target.cublas_workspace_bytes,
         )
     with watch.stage("choose"):
-        work = workloads(cast)
         clock = _Clock(estimates, transfer.Work.of(work, case.precision), hardware(bundle.device), target)
         whole = correct(composition_of(replayed, clock.on()), estimates.log_residuals)
         need = memory.cap(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 
 from dippm.errors import UnsupportedOperator
 from dippm.frontend import graph_from_module
+from dippm.frontend.meta_run import MetaRun
 from dippm.graph import ModelGraph, Operator, ValueKind
 from dippm.signature import signature
 
@@ -174,3 +175,37 @@ def test_signatures_depend_on_the_work_and_not_on_names() -> None:
     assert signature(half, 0).startswith("conv2d(float16[2,3,16,16]")
     relu = next(i for i, o in enumerate(graph.operators) if o.kind == "relu")
     assert "->(~float32" in signature(graph, relu), "an in-place operator allocates nothing"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3)])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 8), (1, 6, 1, 8), (5, 1, 1, 8)])
+def test_calls_that_are_known_without_running_them_are_as_they_run(
+    shape: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    aten = torch.ops.aten
+    x = torch.empty(shape, device="meta").permute(order)
+    width = x.shape[-1]
+    weight, bias = torch.empty(16, width, device="meta"), torch.empty(16, device="meta")
+    calls = [
+        (aten.layer_norm.default, (x, [width])), (aten.layer_norm.default, (x, [width], bias[:width], bias[:width])),
+        (aten.linear.default, (x, weight)), (aten.linear.default, (x, weight, bias)), (aten.gelu.default, (x,)),
+        (aten.roll.default, (x, [1, 1], [0, 1])), (aten.add.Tensor, (x, x)), (aten.add.Tensor, (x, 2)),
+        (aten.mul.Tensor, (x, x[..., :1])), (aten.mul.Tensor, (x, 0.5)),
+    ]  # fmt: skip
+    graph, run = fx.Graph(), MetaRun()
+    for target, args in calls:
+        node = graph.call_function(target, args)
+        wanted = target(*args)
+        for found in (run(node, {}), run(node, {})):
+            assert (found.shape, found.stride(), found.dtype) == (wanted.shape, wanted.stride(), wanted.dtype), target
+            assert found.untyped_storage().nbytes() == wanted.untyped_storage().nbytes()
+
+
+def test_what_hands_a_storage_on_is_run_every_time() -> None:
+    aten, run, graph = torch.ops.aten, MetaRun(), fx.Graph()
+    for _ in range(2):
+        x = torch.empty(2, 3, 4, device="meta")
+        for target, args in ((aten.dropout.default, (x, 0.5, False)), (aten.reshape.default, (x, [6, 4]))):
+            found = run(graph.call_function(target, args), {})
+            assert found.untyped_storage()._cdata == x.untyped_storage()._cdata
+        assert run(graph.call_function(aten.relu_.default, (x,)), {}) is x

@@ -23,7 +23,7 @@ from dippm.network import lookup
 from dippm.network.bundle import Bundle, NoWeightsError, load_bundle, read_bundle, write_bundle
 from dippm.network.costs import ENERGY_COLUMNS, EnergyCost, HostCost
 from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS, featurize
-from dippm.network.forward import forward, neighbour_mean
+from dippm.network.forward import DENSE_NODES, forward, neighbours
 from dippm.network.model import PMGNS, Hyperparameters
 from dippm.network.schema import BundleMismatchError
 from dippm.network.workload import workloads
@@ -251,10 +251,13 @@ def test_numpy_and_pytorch_geometric_give_the_same_numbers(graph: ModelGraph, ed
     np.testing.assert_allclose(ours[1], graphs.numpy()[0], atol=2e-5)
 
 
-def test_neighbour_mean_of_a_node_without_neighbours_is_zero() -> None:
-    x = np.array([[1.0], [2.0], [4.0]], dtype=np.float32)
+@pytest.mark.parametrize("count", [3, DENSE_NODES + 1])
+def test_neighbour_mean_of_a_node_without_neighbours_is_zero(count: int) -> None:
+    x = np.zeros((count, 1), dtype=np.float32)
+    x[:3] = [[1.0], [2.0], [4.0]]
     edges = np.array([[1, 2, 0], [0, 0, 1]])
-    assert neighbour_mean(x, edges).tolist() == [[3.0], [1.0], [0.0]]
+    assert neighbours(count, edges)(x)[:3].tolist() == [[3.0], [1.0], [0.0]]
+    assert not neighbours(count, edges[:, :0])(x).any()
 
 
 def test_the_network_overfits_a_tiny_set(corpus: Corpus, trained: tuple[PMGNS, Scales]) -> None:

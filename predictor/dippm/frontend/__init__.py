@@ -52,8 +52,9 @@ def load_graph(
     """
     from dippm.frontend.converter import as_onnx
     from dippm.frontend.doors import open_door
+    from dippm.garbage import put_off
 
-    with as_onnx(artifact) as (readable, notes):
+    with as_onnx(artifact) as (readable, notes), put_off():
         graph = open_door(readable, batch=batch, inputs=inputs, trust_pickle=trust_pickle)
     return replace(graph, notes=(*graph.notes, *notes)) if notes else graph
 

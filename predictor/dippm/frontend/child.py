@@ -8,6 +8,7 @@ there is one `ParseLimitExceeded` here.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -20,7 +21,8 @@ from dippm.artifact import Artifact
 from dippm.errors import DippmError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend.converter import as_onnx
 from dippm.frontend.inputs import InputSpec
-from dippm.frontend.limits import Limits, cut_off, how_it_ended, limit_self, which_limit
+from dippm.frontend.isolation import cut_off
+from dippm.frontend.limits import Limits, how_it_ended, limit_self, which_limit
 from dippm.frontend.pool import PARENT
 from dippm.graph import ModelGraph
 from dippm.kept import Kept
@@ -96,6 +98,7 @@ def main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     limit_self(Limits(**request["limits"]))
     cut_off()
+    gc.disable()  # it ends with its one answer
     answer = json.dumps(_answer(request), separators=(",", ":")).encode()
     with os.fdopen(answer_to, "wb") as pipe:
         pipe.write(answer)

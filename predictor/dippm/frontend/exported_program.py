@@ -22,7 +22,7 @@ from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
 from dippm.frontend.attributes import attributes_of
 from dippm.frontend.foreign import ForeignCall
 from dippm.frontend.meta_run import run_on_meta
-from dippm.frontend.relax import express_in_relax
+from dippm.frontend.relax import names_in_relax
 from dippm.frontend.scopes import scope_of, source_of
 from dippm.graph import DTYPE_BYTES, ModelGraph, Operator, TensorSpec, Value, ValueKind
 
@@ -125,10 +125,10 @@ class _Builder:
                     inputs.append(self._ids[node])
         run = ran if ran is not None else run_on_meta(graph, bound, rebatch=(self._file_batch, self._batch))
         outputs = self._output_nodes()
-        program = express_in_relax(graph, outputs)
+        names = names_in_relax(graph)
         for node in graph.nodes:
             if node.op == "call_function":
-                self._visit(node, run[node], program.names.get(node, ()))
+                self._visit(node, run[node], names.get(node, ()))
         output_ids = [self._ids[n] for n in outputs if isinstance(self._ids.get(n), int)]
         return ModelGraph(
             values=tuple(self._values),

@@ -6,7 +6,7 @@ the storage of their base there just as on a device, and a reshape copies exactl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.aten import NOT_RUN, base_name
 
+aten = torch.ops.aten
 Concrete = Any
 """What a node puts out: a meta tensor, a tuple or list of them, or a number (a shape)."""
 
@@ -32,6 +33,7 @@ def run_on_meta(
     Raises InputShapeError where the shapes do not go through the model.
     """
     values: dict[fx.Node, Concrete] = {}
+    run_node = MetaRun()
     with torch.no_grad():
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
@@ -83,24 +85,78 @@ def _fold(argument: Any, values: Mapping[fx.Node, Concrete]) -> Any:
     return argument
 
 
-def run_node(node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
-    """What one call puts out, given the concrete values of its arguments."""
-    args = map_aggregate(node.args, lambda a: values[a] if isinstance(a, fx.Node) else a)
-    kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
-    if kwargs.get("device") is not None:
-        kwargs["device"] = torch.device("meta")
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return node.target(*args, **kwargs)  # type: ignore[operator]  # getitem and shape arithmetic of `operator`
-    name = base_name(str(node.target))
-    if name in NOT_RUN and not name.startswith("sym_"):
-        return args[0] if args else None
-    special = _ON_DEVICE.get(name)
-    try:
-        if special is not None:
-            return special(node.target, args, kwargs)
-        return node.target(*args, **kwargs)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AssertionError) as error:
-        return _recorded(node, error)
+class MetaRun:
+    """Runs the calls of one graph. A call that makes new tensors is run once for each signature.
+
+    Equal layers make equal calls, and many of PyTorch's meta kernels are Python. What hands an operand's storage on
+    (views, calls in place) is always run.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, tuple[type, tuple[tuple[Any, Any, torch.dtype], ...]] | None] = {}
+
+    def __call__(self, node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
+        """What one call puts out, given the concrete values of its arguments."""
+        args = map_aggregate(node.args, lambda a: values[a] if isinstance(a, fx.Node) else a)
+        kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("meta")
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return node.target(*args, **kwargs)  # type: ignore[operator]  # getitem and shape arithmetic
+        name = base_name(node.target._schema.name)
+        if name in NOT_RUN and not name.startswith("sym_"):
+            return args[0] if args else None
+        tensors: list[torch.Tensor] = []
+        try:
+            key = (node.target, _signed(args, tensors), _signed(tuple(kwargs.items()), tensors))
+            made = self._made.get(key)
+        except TypeError:  # an argument that cannot be a key
+            key, made = None, None
+        if made is not None:
+            kind, outputs = made
+            new = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in outputs]
+            return new[0] if kind is torch.Tensor else kind(new)
+        special = _ON_DEVICE.get(name) or _IN_PYTHON.get(node.target)
+        try:
+            result = special(node.target, args, kwargs) if special is not None else node.target(*args, **kwargs)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AssertionError) as error:
+            return _recorded(node, error)
+        if key is not None:
+            self._made[key] = _new_tensors(result, tensors)
+        return result
+
+
+def _signed(argument: Any, tensors: list[torch.Tensor]) -> Hashable:
+    """An argument as part of a key; the tensors in it are collected."""
+    if isinstance(argument, torch.Tensor):
+        tensors.append(argument)
+        return (argument.shape, argument.stride(), argument.dtype)
+    if isinstance(argument, (list, tuple)):
+        return tuple([_signed(a, tensors) for a in argument])
+    return (type(argument), argument)  # 1, 1.0 and True are the same key
+
+
+def _new_tensors(
+    result: Any, operands: list[torch.Tensor]
+) -> tuple[type, tuple[tuple[Any, Any, torch.dtype], ...]] | None:
+    """How a call's result is made again: each output its own dense storage, none of them an operand's; else None."""
+    kind = torch.Tensor if isinstance(result, torch.Tensor) else type(result)
+    outputs = [result] if kind is torch.Tensor else result
+    if kind not in (torch.Tensor, tuple, list) or not all(isinstance(o, torch.Tensor) for o in outputs):
+        return None
+    storages = [t.untyped_storage()._cdata for t in (*outputs, *operands)]
+    if len(set(storages[: len(outputs)])) < len(outputs) or set(storages[: len(outputs)]) & set(
+        storages[len(outputs) :]
+    ):
+        return None
+    described = []
+    for tensor in outputs:
+        size, stride = tensor.shape, tensor.stride()
+        reach = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if tensor.numel() else 0
+        if tensor.storage_offset() or tensor.untyped_storage().nbytes() != reach * tensor.element_size():
+            return None
+        described.append((size, stride, tensor.dtype))
+    return kind, tuple(described)
 
 
 def _recorded(node: fx.Node, error: Exception) -> Concrete:
@@ -136,6 +192,48 @@ def _attention(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return query.new_empty((b, s, h, d)).transpose(1, 2)
 
 
+def _like_first(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call whose result is as its first operand where that and every other tensor is dense and of one shape."""
+    first = args[0]
+    dense = isinstance(first, torch.Tensor) and all(
+        not isinstance(a, torch.Tensor) or (_is_dense(a) and a.shape == first.shape and a.dtype == first.dtype)
+        for a in args
+    )
+    if dense and not kwargs and first.dtype.is_floating_point and not any(type(a) is complex for a in args):
+        return first.new_empty(first.shape)
+    return target(*args, **kwargs)
+
+
+def _layer_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, shape, *affine = args
+    weights = [a for a in affine if isinstance(a, torch.Tensor)]
+    normalized = tuple(shape)
+    if (
+        _is_dense(x) and x.shape[x.dim() - len(normalized) :] == normalized
+        and all(_is_dense(w) and w.shape == normalized and w.dtype == x.dtype for w in weights)
+    ):  # fmt: skip
+        return x.new_empty(x.shape)
+    return target(*args, **kwargs)
+
+
+def _linear(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, weight, *bias = args
+    fits = x.dim() > 1 and weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.dtype == weight.dtype
+    if _is_dense(x) and fits and all(b is None or (b.shape == weight.shape[:1] and b.dtype == x.dtype) for b in bias):
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    return target(*args, **kwargs)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the strides are those of a new tensor of the shape."""
+    step = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        if stride != step:
+            return False
+        step *= size or 1
+    return True
+
+
 def _same(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     tensor: torch.Tensor = args[0]
     return tensor.view_as(tensor)
@@ -154,3 +252,10 @@ _ON_DEVICE: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], torch.Ten
     "lift_fresh": _same,
     "to": _to,
 }
+"""By name: what the meta device does otherwise than a device with kernels."""
+_IN_PYTHON: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], torch.Tensor]] = {
+    aten.layer_norm.default: _layer_norm,
+    aten.linear.default: _linear,
+    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.gelu.default, aten.roll.default), _like_first),
+}
+"""By overload: calls whose meta kernels are Python, up to milliseconds of it, where their result is plain to see."""

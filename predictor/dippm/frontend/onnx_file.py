@@ -16,7 +16,9 @@ from onnx import checker, inliner
 
 from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
+from dippm.frontend.onnx_types import dtype_of
 from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
+from dippm.graph import TensorSpec
 
 MAX_GRAPH_BYTES = 512 << 20
 """Most bytes that the graph may have once its weights are left out."""
@@ -30,8 +32,8 @@ class OnnxFile:
     """A checked model whose weights are typed inputs."""
 
     model: onnx.ModelProto
-    weights: dict[str, onnx.TypeProto]
-    """Type of each initializer, in the file's order."""
+    weights: dict[str, TensorSpec]
+    """Shape and dtype of each initializer, in the file's order."""
     data: dict[str, onnx.TensorProto]
     """Those initializers whose data is kept: small ones, which shape arithmetic may need."""
     opset: int
@@ -76,30 +78,25 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
         model = inliner.inline_local_functions(model)
     graph = model.graph
     opset = next((o.version for o in model.opset_import if o.domain in DOMAINS), 0)
-    for node in graph.node:
-        texts = (node.op_type, node.domain, node.name, *node.input, *node.output)
-        if not all(isinstance(text, str) for text in texts):
-            raise _not_text(shown)
-        if node.domain not in DOMAINS:
-            raise UnsupportedOperator(f"operator {node.domain}::{node.op_type} is not supported (domain {node.domain})")
-        if not onnx.defs.has(node.op_type):
-            raise UnsupportedOperator(f"operator onnx.{node.op_type} is not supported: ONNX has none of that name")
+    _check_operators(graph, shown)
     if graph.sparse_initializer:
         raise UnsupportedOperator(f"{shown} has sparse weights, which are not supported")
-    weights: dict[str, onnx.TypeProto] = {}
+    weights: dict[str, tuple[int, tuple[int, ...]]] = {}
     data: dict[str, onnx.TensorProto] = {}
     for tensor in graph.initializer:
-        _check_dims(tensor.dims, f"weight {tensor.name!r}", shown)
-        _check_place(tensor, shown)
-        weights[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        weights[tensor.name] = _element_type_and_shape(tensor, shown)
         if has_data(tensor):
             kept = data[tensor.name] = onnx.TensorProto()
             kept.CopyFrom(tensor)
-    _large_constants(graph, weights, shown)
+    weights |= _large_constants(graph, shown)
     declared = {i.name for i in graph.input}
-    for name, kind in weights.items():
+    for name, (number, shape) in weights.items():
         if name not in declared:
-            graph.input.append(onnx.helper.make_value_info(name, kind))
+            kind = graph.input.add(name=name).type.tensor_type
+            kind.elem_type = number
+            kind.shape.SetInParent()
+            for size in shape:
+                kind.shape.dim.add().dim_value = size
     del graph.initializer[:]
     for value in graph.input:
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
@@ -113,7 +110,33 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
     except checker.ValidationError as error:
         sentence = " ".join(str(error).split("==>")[0].split())
         raise ModelFormatError(f"{shown} is not valid ONNX: {sentence[:300]}") from None
-    return OnnxFile(model=model, weights=weights, data=data, opset=opset)
+    specs = {name: TensorSpec(shape, dtype_of(number)) for name, (number, shape) in weights.items()}
+    return OnnxFile(model=model, weights=specs, data=data, opset=opset)
+
+
+def _check_operators(graph: onnx.GraphProto, shown: str) -> None:
+    """Every operator is one of ONNX's own, and its names are text."""
+    texts: set[str] = set()
+    kinds: set[tuple[str, str]] = set()
+    for node in graph.node:
+        kinds.add((node.domain, node.op_type))
+        texts.add(node.name)
+        texts.update(node.input)
+        texts.update(node.output)
+    if not all(isinstance(text, str) for text in (*texts, *(text for kind in kinds for text in kind))):
+        raise _not_text(shown)
+    for domain, name in sorted(kinds):
+        if domain not in DOMAINS:
+            raise UnsupportedOperator(f"operator {domain}::{name} is not supported (domain {domain})")
+        if not onnx.defs.has(name):
+            raise UnsupportedOperator(f"operator onnx.{name} is not supported: ONNX has none of that name")
+
+
+def _element_type_and_shape(tensor: onnx.TensorProto, shown: str) -> tuple[int, tuple[int, ...]]:
+    shape = tuple(tensor.dims)
+    _check_dims(shape, f"weight {tensor.name!r}", shown)
+    _check_place(tensor, shown)
+    return tensor.data_type, shape
 
 
 def _check_place(tensor: onnx.TensorProto, shown: str) -> None:
@@ -130,21 +153,23 @@ def _check_place(tensor: onnx.TensorProto, shown: str) -> None:
             )
 
 
-def _large_constants(graph: onnx.GraphProto, weights: dict[str, onnx.TypeProto], shown: str) -> None:
-    """Constant nodes whose data was left out are weights in another spelling."""
-    kept = []
-    for node in graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-        if value is not None:
-            _check_place(value, shown)
-        if value is None or has_data(value):
-            kept.append(node)
-        else:
-            weights[node.output[0]] = onnx.helper.make_tensor_type_proto(value.data_type, list(value.dims))
-    if len(kept) < len(graph.node):
-        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in kept]
-        del graph.node[:]
-        graph.node.extend(kept)
+def _large_constants(graph: onnx.GraphProto, shown: str) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Constant nodes whose data was left out are weights in another spelling: taken out of the graph."""
+    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    places = []
+    for place, node in enumerate(graph.node):
+        if node.op_type != "Constant":
+            continue
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        if value is None:
+            continue
+        _check_place(value, shown)
+        if not has_data(value):
+            found[node.output[0]] = value.data_type, tuple(value.dims)
+            places.append(place)
+    for place in reversed(places):
+        del graph.node[place]
+    return found
 
 
 def has_data(tensor: onnx.TensorProto) -> bool:

@@ -16,14 +16,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-
 from dippm.errors import InputShapeError
 from dippm.frontend.exported_program import graph_of_program
 from dippm.frontend.inputs import InputSpec, asked_by_name
 from dippm.frontend.onnx_attention import fuse_attention
 from dippm.frontend.onnx_file import OnnxFile, read_onnx
-from dippm.frontend.onnx_fold import fold, spec_of
+from dippm.frontend.onnx_fold import fold
 from dippm.frontend.onnx_fuse import fuse
 from dippm.frontend.onnx_in_place import mark_in_place
 from dippm.frontend.onnx_no_ops import put_clones_back, put_dropouts_back
@@ -31,6 +29,7 @@ from dippm.frontend.onnx_program import program_of
 from dippm.frontend.onnx_restore import notes_on, put_back, restored_in
 from dippm.frontend.onnx_step_graph import without_the_dead
 from dippm.frontend.onnx_steps import steps_of
+from dippm.frontend.onnx_types import dtype_of
 from dippm.graph import ModelGraph, TensorSpec
 
 
@@ -101,8 +100,7 @@ def bind_inputs(
             shape = (batch, *(d for d in own[1:] if d is not None))
         if own and own[0] is not None and own[0] != batch:
             file_batch = own[0]
-        dtype = spec_of(onnx.helper.make_tensor_type_proto(value.type.tensor_type.elem_type, [])).dtype
-        bound[value.name] = TensorSpec(shape, dtype)
+        bound[value.name] = TensorSpec(shape, dtype_of(value.type.tensor_type.elem_type))
     if not bound:
         raise InputShapeError(f"{shown} has no input: is it a model?")
     return bound, file_batch

@@ -26,7 +26,7 @@ from torch.export.graph_signature import (
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.exported_program import Program
 from dippm.frontend.foreign import ForeignCall
-from dippm.frontend.meta_run import run_node
+from dippm.frontend.meta_run import MetaRun
 from dippm.frontend.onnx_aten import CONVERTERS, Given
 from dippm.frontend.onnx_fold import StaticGraph
 from dippm.frontend.onnx_scopes import Scopes, trace_of
@@ -57,6 +57,7 @@ class _Writer:
         self._values: dict[fx.Node, Any] = {}
         self._inputs: list[InputSpec] = []
         self._scopes = Scopes()
+        self._run = MetaRun()
         self._meta: dict[str, Any] = {}
         self._written: list[fx.Node] = []
 
@@ -92,7 +93,7 @@ class _Writer:
             args = args[:-1]  # as torch.export leaves defaults away
         node = self._graph.call_function(target, args, kwargs)
         self._written.append(node)
-        self._values[node] = node.meta["val"] = run_node(node, self._values)
+        self._values[node] = node.meta["val"] = self._run(node, self._values)
         node.meta.update(self._meta)
         return node
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import lru_cache
 
 import onnx
 
@@ -48,14 +49,18 @@ class Scopes:
 
 def paths_of(node: onnx.NodeProto) -> tuple[str, ...]:
     """Full module paths of a node, from its metadata (dynamo exporter) or its name (`/layer1/layer1.0/conv1/Conv`)."""
-    recorded = metadata(node, "pkg.torch.onnx.name_scopes")
+    return _paths(metadata(node, "pkg.torch.onnx.name_scopes"), node.name)
+
+
+@lru_cache(maxsize=4096)
+def _paths(recorded: str, name: str) -> tuple[str, ...]:
     if recorded:
         try:
             return tuple(str(p) for p in ast.literal_eval(recorded)[:-1])
         except (ValueError, SyntaxError, TypeError):
             return ()
-    parts = [p for p in node.name.split("/")[1:-1] if p]
-    if not node.name.startswith("/"):
+    parts = [p for p in name.split("/")[1:-1] if p]
+    if not name.startswith("/"):
         return ()
     paths = [""]
     above, last = "", ""

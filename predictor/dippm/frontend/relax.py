@@ -6,7 +6,7 @@ TVM 0.27 (Apache TVM, `tvm.relax.frontend`). Parameters enter as typed inputs, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,6 @@ from dippm.errors import UnsupportedOperator
 from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
 from dippm.frontend.foreign import ForeignCall
 from dippm.graph import TensorSpec
-
-
-@dataclass(frozen=True)
-class RelaxProgram:
-    """A Relax module and, for each framework operator, the names of the Relax operators that express it."""
-
-    module: tvm.IRModule
-    names: Mapping[Any, tuple[str, ...]]
 
 
 class RecordingBuilder(relax.BlockBuilder):  # type: ignore[misc]  # TVM ships no types
@@ -79,16 +71,31 @@ def collect_operator_names(expr: Any, into: list[str]) -> None:
 class _MetaImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM ships no types
     """TVM's importer over a graph that already ran on the meta device."""
 
-    def translate(self, graph: fx.Graph, outputs: Sequence[fx.Node]) -> RelaxProgram:
-        """Express every call of `graph` in Relax; each node's `meta["val"]` says what it puts out."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._types: dict[fx.Node, Hashable] = {}
+        self._known: dict[Hashable, tuple[Any, tuple[str, ...], Hashable]] = {}
+
+    def translate(self, graph: fx.Graph) -> dict[fx.Node, tuple[str, ...]]:
+        """Express the calls of `graph` in Relax, each distinct one once; the operators' names for each.
+
+        A call that was expressed before, on operands of the same types, is given what was put out then. Each node's
+        `meta["val"]` says what it puts out.
+        """
         builder = RecordingBuilder()
         self.block_builder = builder
-        names: dict[Any, tuple[str, ...]] = {}
+        names: dict[fx.Node, tuple[str, ...]] = {}
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 value = node.meta["val"]
-                self.env[node] = relax.Var(node.name, tensor_type(value)) if isinstance(value, torch.Tensor) else value
+                if isinstance(value, torch.Tensor):
+                    self._types[node] = (value.shape, value.dtype)
+                    self.env[node] = relax.Var(node.name, tensor_type(value))
+                else:
+                    self._types[node] = (type(value), value)
+                    self.env[node] = value
         variables = [v for v in self.env.values() if isinstance(v, relax.Var)]
+        result: Any = relax.Tuple([])
         with builder.function("main", params=variables):
             with builder.dataflow():
                 for node in graph.nodes:
@@ -96,14 +103,38 @@ class _MetaImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM ships
                         continue
                     value = node.meta["val"]
                     if value is None or isinstance(value, (int, float, bool)):
-                        self.env[node] = value
+                        self.env[node], self._types[node] = value, (type(value), value)
                         continue
-                    self.env[node] = self._call(node)
-                    names[node] = builder.take()
-                results = [self.env[n] for n in outputs if isinstance(self.env[n], relax.Expr)]
-                output = builder.emit_output(relax.Tuple(results))
+                    self.env[node], names[node], self._types[node] = self._expressed(node)
+                output = builder.emit_output(result)
             builder.emit_func_output(output)
-        return RelaxProgram(module=builder.get(), names=names)
+        return names
+
+    def _expressed(self, node: fx.Node) -> tuple[Any, tuple[str, ...], Hashable]:
+        """What a call puts out in Relax, the names of the operators for it, and its type."""
+        try:
+            key = (node.target, self._signed(node.args), self._signed(node.kwargs), _signed_value(node.meta["val"]))
+            known = self._known.get(key)
+        except TypeError:  # an argument that cannot be a key
+            key, known = None, None
+        if known is None:
+            put_out = self._call(node)
+            known = put_out, self.block_builder.take(), _type_of(put_out)
+            if key is not None:
+                self._known[key] = known
+        return known
+
+    def _signed(self, argument: Any) -> Hashable:
+        """An argument as part of a key: nodes by what they put out."""
+        if isinstance(argument, fx.Node):
+            return ("node", self._types[argument])
+        if isinstance(argument, (list, tuple)):
+            return tuple([self._signed(a) for a in argument])
+        if isinstance(argument, dict):
+            return tuple([(name, self._signed(a)) for name, a in argument.items()])
+        if isinstance(argument, slice):
+            return (slice, self._signed((argument.start, argument.stop, argument.step)))
+        return (type(argument), argument)  # 1, 1.0 and True are the same key
 
     def _call(self, node: fx.Node) -> Any:
         if isinstance(node.target, ForeignCall):
@@ -187,12 +218,30 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[-1][:200] if text else type(error).__name__
 
 
-def express_in_relax(graph: fx.Graph, outputs: Sequence[fx.Node]) -> RelaxProgram:
-    """Express an fx graph (run on meta before, see `meta_run`) in Relax.
+def _signed_value(value: Any) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return (value.shape, value.dtype)
+    return tuple([_signed_value(v) for v in value]) if isinstance(value, (list, tuple)) else (type(value), value)
+
+
+def _type_of(put_out: Any) -> Hashable:
+    """The type of what stands for a call's result; of what has none, which thing it is (it stays alive)."""
+    if isinstance(put_out, (list, tuple)):
+        return (type(put_out), *map(_type_of, put_out))
+    kind = put_out.ty if isinstance(put_out, relax.Expr) else None
+    if isinstance(put_out, relax.Var) and isinstance(kind, relax.TensorType) and kind.shape is not None:
+        dims = [d for d in map(_static, kind.shape) if d is not None]
+        if len(dims) == len(kind.shape):
+            return (torch.Size(dims), _dtype(kind))
+    return id(put_out)
+
+
+def names_in_relax(graph: fx.Graph) -> dict[fx.Node, tuple[str, ...]]:
+    """For each call of an fx graph (run on meta before, see `meta_run`), the Relax operators that express it, in order.
 
     Raises UnsupportedOperator, naming the operator.
     """
-    return _MetaImporter().translate(graph, outputs)
+    return _MetaImporter().translate(graph)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dippm.network.costs import EnergyCost, HostCost
 from dippm.network.featurizer import Featurized, featurize
 from dippm.network.forward import Array, forward, standardise
 from dippm.network.schema import Schema
+from dippm.network.workload import Workload
 
 FILE = "pmgns.safetensors"
 KNOWN_SHARE = 0.99
@@ -91,13 +92,20 @@ class Bundle:
         return self.schema.device
 
     def estimate(
-        self, graph: ModelGraph, case: Case, *, risk_percent: float = DEFAULT_RISK_PERCENT, use_table: bool = True
+        self,
+        graph: ModelGraph,
+        case: Case,
+        *,
+        work: tuple[Workload, ...] | None = None,
+        risk_percent: float = DEFAULT_RISK_PERCENT,
+        use_table: bool = True,
     ) -> Estimates:
         """Estimates of a graph that is already cast to the case's precision, with a runtime that is not `auto`.
 
-        `use_table=False` asks the network about every operator, measured or not.
+        `work` is its `workloads`, where they are known. `use_table=False` asks the network about every operator,
+        measured or not.
         """
-        features = featurize(graph, case)
+        features = featurize(graph, case, work)
         rows = self.rows_of(graph, case) if use_table else np.full(len(features.work), -1, dtype=np.int64)
         return self.assemble(features, case, rows, *self.network(features), risk_percent=risk_percent)
 

@@ -96,9 +96,9 @@ class Featurized:
 _ROOFLINE_COLUMN = NODE_COLUMNS.index("log_roofline_us")
 
 
-def featurize(graph: ModelGraph, case: Case) -> Featurized:
-    """Arrays of a graph that is already cast to the case's precision."""
-    work = workloads(graph)
+def featurize(graph: ModelGraph, case: Case, work: tuple[Workload, ...] | None = None) -> Featurized:
+    """Arrays of a graph that is already cast to the case's precision; `work`: its `workloads`, where they are known."""
+    work = work if work is not None else workloads(graph)
     paper = np.asarray(node_features(graph), dtype=np.float32).reshape(len(work), PAPER_WIDTH)
     strides = strides_of(graph)
     nodes = np.concatenate(

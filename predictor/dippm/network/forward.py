@@ -67,25 +67,38 @@ def _embed(weights: Weights, x: Array, edges: npt.NDArray[np.int64], blocks: int
 def neighbours(count: int, edges: npt.NDArray[np.int64]) -> Callable[[Array], Array]:
     """The mean over in-neighbours of a graph of `count` nodes, as a function of their rows.
 
-    A dense matrix is faster than gathering until a few hundred nodes.
+    A dense matrix is faster than gathering until a few hundred nodes. Edges [2, e] are sorted by destination.
     """
-    if count > DENSE_NODES or edges.shape[1] == 0:
-        return lambda x: neighbour_mean(x, edges)
+    if edges.shape[1] == 0:
+        return np.zeros_like
+    if count > DENSE_NODES:
+        return _SparseMean(count, edges)
     matrix = np.zeros((count, count), dtype=np.float32)
     matrix[edges[1], edges[0]] = 1.0
     matrix /= np.maximum(1.0, matrix.sum(axis=1, keepdims=True))
     return lambda x: matrix @ x
 
 
-def neighbour_mean(x: Array, edges: npt.NDArray[np.int64]) -> Array:
-    """Mean over each node's in-neighbours, zeros where it has none. Edges [2, e] are sorted by destination."""
-    out = np.zeros_like(x)
-    if edges.shape[1] == 0:
+class _SparseMean:
+    """Mean over each node's in-neighbours, zeros where it has none. Most nodes of a network have one or two."""
+
+    def __init__(self, count: int, edges: npt.NDArray[np.int64]) -> None:
+        sources, destinations = edges
+        degrees = np.bincount(destinations, minlength=count)
+        starts = np.cumsum(degrees) - degrees
+        few, many = (np.flatnonzero(chosen) for chosen in ((degrees == 1) | (degrees == 2), degrees > 2))
+        self._few, self._first, self._last = few, sources[starts[few]], sources[(starts + degrees - 1)[few]]
+        self._many, self._sources = many, sources[degrees[destinations] > 2]
+        self._starts = np.cumsum(degrees[many]) - degrees[many]
+        self._degrees = degrees[many].astype(np.float32)[:, None]
+
+    def __call__(self, x: Array) -> Array:
+        """Rows of the nodes to rows of their neighbours' means."""
+        out = np.zeros_like(x)
+        out[self._few] = (x[self._first] + x[self._last]) / np.float32(2)  # of one neighbour: twice the same
+        if len(self._many):
+            out[self._many] = np.add.reduceat(x[self._sources], self._starts, axis=0) / self._degrees
         return out
-    destinations, starts, counts = np.unique(edges[1], return_index=True, return_counts=True)
-    sums = np.add.reduceat(x[edges[0]], starts, axis=0)
-    out[destinations] = sums / counts[:, None].astype(np.float32)
-    return out
 
 
 def _dense(weights: Weights, name: str, x: Array) -> Array:

@@ -50,12 +50,14 @@ def replay(
     events: Sequence[Sequence[int] | None] | None = None,
     cublas_bytes: int = HOPPER_CUBLAS_BYTES,
     warm_passes: int = 1,
+    cap_floor: int = 0,
 ) -> Replay:
     """Replay `graph`, already cast to its precision.
 
     `workspaces`: per operator, bytes needed beside its outputs while it runs. `events`: where known, an operator's
     allocations (positive) and frees (negative) in order, instead of its workspace. `cublas_bytes`: what the device's
-    cuBLAS keeps (`dippm.replay.workspace.cublas_bytes`). `warm_passes`: see `dippm.replay.caps.smallest_cap`.
+    cuBLAS keeps (`dippm.replay.workspace.cublas_bytes`). `warm_passes` and `cap_floor`: see
+    `dippm.replay.caps.smallest_cap`.
     Raises ValueError unless there is one workspace for each operator.
     """
     if len(workspaces) != len(graph.operators):
@@ -80,5 +82,6 @@ def replay(
             allocated=counters.peak_allocated,
             enough=counters.peak_reserved,
             warm_passes=warm_passes,
+            floor=cap_floor,
         ),
     )

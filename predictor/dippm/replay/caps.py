@@ -11,15 +11,18 @@ RESOLUTION = 0.005
 """Relative width at which the search stops, as for the measured label."""
 
 
-def smallest_cap(program: Program, allocator: Allocator, *, allocated: int, enough: int, warm_passes: int = 1) -> int:
+def smallest_cap(
+    program: Program, allocator: Allocator, *, allocated: int, enough: int, warm_passes: int = 1, floor: int = 0
+) -> int:
     """Bytes: the smallest cap, set before the model is loaded, under which loading and three passes succeed and no
     pass after the first `warm_passes` makes the allocator give cached memory back.
 
     With `warm_passes` 1 loading and the first pass may: it costs a release of the cache, once. With 0 nothing may, and
     the answer is `enough`. Bisected to `RESOLUTION` between `allocated`, the peak that is needed whatever the cap, and
-    `enough`, what is reserved without one. The answer is what was reserved under the smallest cap that passed.
+    `enough`, what is reserved without one. The answer is what was reserved under the smallest cap that passed. Where
+    `enough` is no more than `floor` it is not looked for: whoever asks has that much anyway.
     """
-    if not warm_passes:
+    if not warm_passes or enough <= floor:
         return enough
     low, high = min(allocated - allocated // 200, enough), enough
     while high - low > max(RESOLUTION * high, 2 * MIB):
