@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/accuracy.md from docs/accuracy/heldback.csv. Needs the extra `docs`.
+"""Draws the pictures of docs/accuracy.md from docs/accuracy/heldback.csv.gz. Needs the extra `docs`.
 
 PYTHONPATH=predictor python docs/accuracy/plot.py
 """
@@ -28,7 +28,7 @@ PANELS = (
 
 def main() -> None:
     """Writes scatter.png and by_family.png beside the table."""
-    rows = read_rows(HERE / "heldback.csv")
+    rows = read_rows(HERE / "heldback.csv.gz")
     scatter(rows, HERE / "scatter.png")
     by_family(rows, HERE / "by_family.png")
 

@@ -115,7 +115,7 @@ def test_evaluation_of_unseen_architectures_leaves_the_training_out(
     assert json.loads(capsys.readouterr().out)["cases"] == 1
     run(parser.parse_args(["--data", str(folder), "--json", "--sample", "2"]))
     assert json.loads(capsys.readouterr().out)["cases"] == 2
-    with pytest.raises(ArtifactUnreachable, match=r"heldback.csv of the bundle's training"):
+    with pytest.raises(ArtifactUnreachable, match=r"heldback.csv.gz of the bundle's training"):
         run(parser.parse_args(["--data", str(folder), "--unseen", str(tmp_path / "none.csv")]))
 
 

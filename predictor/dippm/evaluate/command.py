@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unseen", type=Path, metavar="CSV",
         help="with --data: only architectures that are not in this file of held-back rows, which the bundle's training "
-        "left: docs/accuracy/heldback.csv for the one in the package",
+        "left: docs/accuracy/heldback.csv.gz for the one in the package",
     )  # fmt: skip
     parser.add_argument("--sample", type=int, help="with --data: so many cases, drawn by a fixed seed")
     parser.add_argument(
@@ -94,12 +94,12 @@ def _rows(options: argparse.Namespace) -> list[HeldBackRow]:
         raise ArtifactUnreachable("--release looks at the locked cases of a data set: name it with --data FOLDER")
     if options.heldback is not None:
         if not options.heldback.is_file():
-            raise ArtifactUnreachable(f"{options.heldback} is no file: dippm train writes it as heldback.csv")
+            raise ArtifactUnreachable(f"{options.heldback} is no file: dippm train writes it as heldback.csv.gz")
         return read_rows(options.heldback)
     if options.data is None:
         return []
     if options.unseen is not None and not options.unseen.is_file():
-        raise ArtifactUnreachable(f"{options.unseen} is no file: give the heldback.csv of the bundle's training")
+        raise ArtifactUnreachable(f"{options.unseen} is no file: give the heldback.csv.gz of the bundle's training")
     from dippm.evaluate.bundle_rows import rows_of_bundle
 
     return rows_of_bundle(

@@ -1,0 +1,79 @@
+"""A gate for new weights: what they reach on architectures that were held back, and on cases that they know.
+
+The limits stand a little above what the shipped weights reach; weights that are worse do not pass.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from dippm.data.splits import RANDOM, locked
+from dippm.evaluate.heldback import HeldBackRow, error_table, measured_footprints, read_rows
+from dippm.evaluate.right_profile import near_boundary, profile_share
+from dippm.network.bundle import load_bundle
+from dippm.network.compose import compose, correct
+from dippm.train.examples import read_cases
+
+ROOT = Path(__file__).parents[2]
+HELDBACK = ROOT / "docs" / "accuracy" / "heldback.csv.gz"
+LIMITS = {
+    "named": {"allocated_bytes": 1.5, "activations_bytes": 2.0, "reserved_bytes": 4.0, "device_ms": 13.0},
+    "random": {"allocated_bytes": 7.0, "reserved_bytes": 9.0, "device_ms": 24.0},
+}
+"""MAPE in percent."""
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[HeldBackRow]:
+    return read_rows(HELDBACK)
+
+
+@pytest.mark.parametrize("part", LIMITS)
+def test_held_back_errors_stay_under_their_limits(rows: list[HeldBackRow], part: str) -> None:
+    chosen = [row for row in rows if (row.group == RANDOM) == (part == "random")]
+    errors = {row.target: row.mean for row in error_table(chosen)}
+    assert {t: errors[t] for t, limit in LIMITS[part].items() if errors[t] > limit} == {}
+
+
+def test_half_the_named_cases_are_exact(rows: list[HeldBackRow]) -> None:
+    (allocated,) = [
+        row for row in error_table([r for r in rows if r.group != RANDOM]) if row.target == "allocated_bytes"
+    ]
+    assert allocated.median < 0.1
+    assert allocated.formula_mean > 10 * allocated.mean
+
+
+@pytest.mark.parametrize(("device", "share", "near"), [("A100-SXM4-40GB", 97.0, 90.0), ("H200", 99.0, 90.0)])
+def test_the_right_profile_is_chosen(rows: list[HeldBackRow], device: str, share: float, near: float) -> None:
+    footprints = measured_footprints([row for row in rows if row.group != RANDOM])
+    assert profile_share(footprints, device) >= share
+    assert profile_share(near_boundary(footprints, device), device) >= near
+
+
+def test_the_held_back_rows_are_those_of_the_shipped_weights(rows: list[HeldBackRow]) -> None:
+    said = load_bundle().schema.trained_on
+    assert said["cases"] == len(rows)
+    assert said["architectures"] == len({row.architecture for row in rows})
+    assert not {row.group for row in rows} & locked()
+
+
+def test_no_family_is_in_two_folds(rows: list[HeldBackRow]) -> None:
+    folds = {(row.group, row.fold) for row in rows if row.group != RANDOM}
+    assert len(folds) == len({group for group, _ in folds})
+
+
+def test_cases_of_the_training_are_known_and_predicted_to_a_hundredth() -> None:
+    bundle = load_bundle()
+    cases = [case for case in read_cases(ROOT / "datasets" / "h200-v1", sample=400) if case.group != RANDOM]
+    errors = []
+    for case in Random(0).sample(cases, 10):
+        graph = case.source.graph()
+        estimates = bundle.estimate(graph, case.case)
+        assert estimates.is_known, case.id
+        predicted = correct(compose(graph, case.case, estimates), estimates.log_residuals)
+        errors.append(abs(predicted.allocated_bytes / case.labels.allocated_bytes - 1))
+    assert float(np.mean(errors)) < 0.01
