@@ -22,9 +22,9 @@ def bounds_of(data: Prepared, unseen: Sequence[Composition], known: Sequence[Com
     """Bounds by target from compositions of every case: held back by architecture, and with all operators looked up.
 
     Networks drawn at random are no family of anything that a user brings: they count among the known only. The smallest
-    cap takes a search of its own and was measured for some cases only. Where it was not, the reserved memory can stand
-    in for it, which is never less, so that its bound is on the safe side: everywhere while caps are few, and in families
-    that have none of them once there are `ENOUGH_CAPS`.
+    cap takes a search of its own and was measured for some cases only. Elsewhere the reserved memory can stand in for
+    it, which is never less, so that its bound is on the safe side: everywhere while caps are few, and in families that
+    have none of them once there are `ENOUGH_CAPS`.
     """
     return {
         "min_cap": _bounds(data, unseen, known, "min_cap_bytes", _caps(data)),
