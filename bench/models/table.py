@@ -32,6 +32,8 @@ class Result:
     processor: str = ""
     load: float | None = None
     """Load average (1 min) when it was predicted."""
+    cpu_seconds: float | None = None
+    """User and system time of all processes that took part, which other work on the machine disturbs less."""
 
     @property
     def key(self) -> str:
@@ -43,7 +45,7 @@ def read_results(path: Path) -> dict[str, Result]:
     if not path.exists():
         return {}
     kinds = {"batch": int, "seconds": float, "memory_mib": int, "weights_mib": float, "gmacs": float, "convs": int,
-             "denses": int, "operators": int, "load": float}  # fmt: skip
+             "denses": int, "operators": int, "load": float, "cpu_seconds": float}  # fmt: skip
     found = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -112,8 +114,9 @@ trained weights, parsed in the limited child process and predicted at a batch of
 
 {files} files of {architectures} architectures: {ok} predicted, {missed} missed ({percent:.1f} %).
 
-A cell is seconds from path to prediction in a warm process and the footprint in MiB. † is a file
-whose batch is a fixed 1. Taken on {machine}.
+A cell is CPU seconds from path to prediction in a warm process (user and system time of this process, the parsing
+child and the converter) and the footprint in MiB. CPU seconds, because the machine had other work: wall seconds are in
+`models.csv` beside them, with the load they were taken under. † is a file whose batch is a fixed 1. Taken on {machine}.
 """
 
 
@@ -122,7 +125,9 @@ def _machine(results: list[Result]) -> str:
     loads = sorted(r.load for r in results if r.load is not None)
     if not loads:
         return "no machine yet"
-    return f"{' and '.join(names)}, with a load of {loads[0]:.0f} to {loads[-1]:.0f} from other work"
+    return (
+        f"{' and '.join(names)}, with a load of {loads[0]:.0f} to {loads[-1]:.0f} (median {loads[len(loads) // 2]:.1f})"
+    )
 
 
 def _cell(result: Result | None) -> str:
@@ -131,7 +136,12 @@ def _cell(result: Result | None) -> str:
     mark = "†" if result.detail == "batch fixed at 1" else ""
     if result.outcome != "ok":
         return f"{'missed' if result.outcome == 'miss' else 'no file'}{mark}"
-    return f"{result.seconds:.2f} s, {result.memory_mib:,}{mark}"
+    return f"{_seconds(result)} s, {result.memory_mib:,}{mark}"
+
+
+def _seconds(result: Result) -> str:
+    """CPU seconds; wall seconds, which are marked, where only those were taken."""
+    return f"{result.seconds:.2f} (wall)" if result.cpu_seconds is None else f"{result.cpu_seconds:.2f}"
 
 
 def _by_door(results: list[Result], doors: list[str]) -> str:
@@ -161,17 +171,17 @@ def _by_opset(results: list[Result]) -> str:
 def _short(result: Result | None) -> str:
     if result is None or result.outcome != "ok":
         return "" if result is None else ("missed" if result.outcome == "miss" else "no file")
-    return f"{result.seconds:.2f}"
+    return _seconds(result)
 
 
 def _plain(results: list[Result]) -> str:
-    lines = [["model", "door", "batch", "seconds", "footprint MiB", "weights MiB", "GMACs", "profile"]]
+    lines = [["model", "door", "batch", "CPU seconds", "footprint MiB", "weights MiB", "GMACs", "profile"]]
     for r in results:
         door = " ".join(filter(None, (r.door, r.detail)))
         if r.outcome != "ok":
             lines.append([r.model, door, str(r.batch), _cell(r), "", "", "", ""])
         else:
-            numbers = (f"{r.seconds:.2f}", f"{r.memory_mib:,}", f"{r.weights_mib:,.0f}", f"{r.gmacs:,.1f}")
+            numbers = (_seconds(r), f"{r.memory_mib:,}", f"{r.weights_mib:,.0f}", f"{r.gmacs:,.1f}")
             lines.append([r.model, door, str(r.batch), *numbers, r.mig_profile])
     return _markdown(lines)
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from tests.chart import CHART, NAMESPACE, REPOSITORY, container, find, objects, of_kind, templates
 
+from dippm.frontend.converter import CONVERTERS
 from dippm.frontend.limits import Limits
 
 CERT_MANAGER = {"certificates": {"provider": "cert-manager"}}
@@ -326,6 +327,22 @@ def test_a_parser_that_takes_all_it_may_does_not_end_the_operator_with_it() -> N
     limit = container(objects(), "operator")["resources"]["limits"]["memory"]
     beside_gib = 1.5
     assert int(limit.removesuffix("Gi")) >= Limits().address_space_bytes / 2**30 + beside_gib
+
+
+def test_conversions_fit_into_the_operators_temporary_folder_and_its_patience() -> None:
+    """So that a user is told which limit it was, and the pod is not evicted."""
+    from dippm_operator.controller.settings import parse_settings
+
+    release = objects()
+    pod = find(release, "Deployment", "dippm-operator")["spec"]["template"]["spec"]
+    mounted = {one["mountPath"]: one["name"] for one in container(release, "operator")["volumeMounts"]}
+    size = next(v for v in pod["volumes"] if v["name"] == mounted["/tmp"])["emptyDir"]["sizeLimit"]
+    patience = parse_settings(container(release, "operator")["args"]).prediction_seconds
+    for converter in CONVERTERS.values():
+        limits = converter.limits
+        assert limits.file_size_bytes + limits.result_bytes <= 0.75 * (int(size.removesuffix("Gi")) << 30)
+        assert limits.result_bytes < limits.file_size_bytes
+        assert limits.wall_seconds + Limits().wall_seconds + 30 < patience
 
 
 def test_the_webhook_drains_before_kubelet_kills_it() -> None:

@@ -15,6 +15,7 @@ from dippm.artifact import FORMATS
 from dippm.case import Runtime
 from dippm.cli.entry import main
 from dippm.frameworks import frameworks
+from dippm.frontend import isolation
 from dippm.frontend.converter import CONVERTERS, PADDLE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,6 +32,15 @@ def test_every_format_is_said_with_its_runtime(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["FORMAT", "WHAT", "IT", "IS", "READ", "RUNTIME", "HAS", "NEEDS"]
     assert {line.split()[0] for line in lines[1 : 1 + len(said)]} == set(said)
+
+
+def test_how_readers_are_kept_off_the_network_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["frameworks"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == isolation.spoken(isolation.walls_here())
+    assert "Native code could connect" in isolation.spoken(())
+    assert isolation.spoken(("filter",)).endswith("have no network: a seccomp filter of its own.")
 
 
 def test_what_a_format_needs_is_an_extra_of_this_distribution() -> None:

@@ -60,8 +60,9 @@ class Store:
     async def make_container(self, name: str, *, public: bool = False) -> None:
         await self.put(name, b"", {"x-ms-blob-public-access": "container"} if public else {}, "restype=container")
 
-    async def upload(self, path: str, body: bytes) -> None:
-        await self.put(path, body, {"x-ms-blob-type": "BlockBlob"})
+    async def upload(self, path: str, body: bytes, **metadata: str) -> None:
+        own = {f"x-ms-meta-{name}": value for name, value in metadata.items()}
+        await self.put(path, body, {"x-ms-blob-type": "BlockBlob", **own})
 
     def secret(self, **keys: str) -> Credentials:
         return Credentials({"AZURE_SERVICE_URL": self.url, **keys}, ("127.0.0.1",), name="reader")
@@ -133,6 +134,21 @@ async def test_folder_by_a_signature_in_the_secret_and_in_the_uri(store: Store, 
             assert open_artifact(artifact.path).format == "huggingface"
             assert 0 < artifact.fetched_bytes < 30_000
     await fetcher.close()
+
+
+async def test_directories_of_data_lake_storage_are_no_files(store: Store, fetcher: Fetcher) -> None:
+    await store.make_container("lake")
+    for directory in ("net", "net/1", "net/1/variables", "net/1/saved_model.pb.d"):
+        await store.upload(f"lake/{directory}", b"", hdi_isfolder="true")
+    files = {"saved_model.pb": b"\x08\x01" + b"graph" * 100, "variables/variables.index": b"index"}
+    for path, content in files.items():
+        await store.upload(f"lake/net/1/{path}", content)
+    secret = store.secret(AZURE_STORAGE_ACCESS_KEY=KEY)
+    async with fetcher.open(f"abfss://lake@{ACCOUNT}.dfs.core.windows.net/net", credentials=secret) as artifact:
+        assert {str(p.relative_to(artifact.path)) for p in artifact.path.rglob("*") if p.is_file()} == set(files)
+    with pytest.raises(ArtifactUnreachable, match="lake/net/1/variables/ holds no model"):
+        async with fetcher.open(f"azure://{ACCOUNT}/lake/net/1/variables/", credentials=secret):
+            pass
 
 
 async def test_public_container_is_read_without_a_secret(store: Store, tmp_path: Path) -> None:

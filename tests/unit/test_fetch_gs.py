@@ -57,6 +57,10 @@ async def test_hugging_face_folder_under_a_prefix(emulator: str, tmp_path: Path)
         tmp_path / "llama", LLAMA_7B | {"hidden_size": 128, "vocab_size": 1000, "num_hidden_layers": 4}, shards=2
     )
     async with aiohttp.ClientSession() as session:
+        for marker in ("llm/", "llm/assets/"):  # as the console makes folders
+            url = f"{emulator}/upload/storage/v1/b/models/o?uploadType=media&name={marker}"
+            async with session.post(url, data=b" ") as answer:  # the emulator takes no empty object
+                assert answer.status == 200, await answer.text()
         for path in (tmp_path / "llama").iterdir():
             url = f"{emulator}/upload/storage/v1/b/models/o?uploadType=media&name=llm/{path.name}"
             async with session.post(url, data=path.read_bytes()) as answer:

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dippm.artifact import open_artifact
 from dippm.errors import ArtifactUnreachable, DigestMismatch, DippmError
 from dippm.frontend import load_graph
 from dippm_operator.fetch import ArtifactCache, Credentials, Fetcher
-from dippm_operator.fetch.oci import FILE_PATH, MANIFEST, TITLE, Reference, layers_of, parse_oci
+from dippm_operator.fetch.oci import FILE_PATH, MANIFEST, TITLE, Manifest, Reference, layers_of, parse_oci
 
 
 def digest_of(data: bytes) -> str:
@@ -183,11 +184,37 @@ async def test_debians_registry_gives_parts(docker_registry: str, fetcher: Fetch
     [
         ({"schemaVersion": 2, "manifests": []}, "not one artifact"),
         ({"schemaVersion": 2, "layers": [{"digest": "md5:1", "mediaType": "x"}]}, "names a layer by md5:1"),
+        ({"schemaVersion": 2, "layers": ["x"]}, "names a layer by nothing"),
+        ({"schemaVersion": 2, "layers": [{"annotations": 7, "digest": {"a": 1}, "size": []}]}, "by nothing"),
+        ({"schemaVersion": 2, "layers": {"0": {}}}, "not one artifact"),
+        ({"schemaVersion": True, "layers": []}, "not one artifact"),
+        ({"schemaVersion": 2, "manifests": [{"digest": 1, "platform": "linux/amd64"}, None]}, "not one artifact"),
+        ([1, 2], "does not answer with a manifest"),
     ],
 )
-def test_what_is_no_artifact_says_so(manifest: dict[str, Any], words: str) -> None:
+def test_what_is_no_artifact_says_so(manifest: Any, words: str) -> None:
     with pytest.raises(ArtifactUnreachable, match=words):
-        layers_of("oci://r/m", manifest)
+        layers_of("oci://r/m", Manifest.parse("oci://r/m", json.dumps(manifest).encode()))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[" * 200_000, "does not answer with sound JSON"),
+        (b'{"schemaVersion": ' + b"9" * 10_000 + b"}", "does not answer with sound JSON"),
+        (b"\xff", "does not answer with sound JSON"),
+        (b'{"schemaVersion": 2, "config": 5, "layers": 5}', "not one artifact"),
+        (b'{"schemaVersion": 2, "layers": [], "config": [{}], "manifests": 3}', "holds no files"),
+    ],
+)
+async def test_a_registry_that_answers_oddly_is_one_sentence(fetcher: Fetcher, body: bytes, words: str) -> None:
+    registry = Blobs([], "x")
+    registry.manifest = body
+    with pytest.raises(ArtifactUnreachable, match=words) as refused:
+        async with fetcher.open(await registry.uri()):
+            pass
+    assert "\n" not in str(refused.value)
+    await registry.server.close()
 
 
 KIT = "application/vnd.kitops.modelkit."
@@ -318,13 +345,20 @@ async def test_hugging_face_folder_in_layers(fetcher: Fetcher, tmp_path: Path, f
     await registry.server.close()
 
 
+BOMB = tar_of(net__onnx=bytes(30_000_000))
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "words"),
     [
         ("tar+zstd", b"", "compressed with zstd"),
         ("tar", b"no archive" * 100, "no sound tar archive"),
         ("tar+gzip", b"no archive" * 100, "no gzip archive"),
-        ("tar+gzip", gzip.compress(tar_of(net__onnx=bytes(30_000_000))), "unpacks to more than 20000000 bytes"),
+        ("tar+gzip", gzip.compress(tar_of(net__onnx=b"a", b__onnx=b"b"))[:60], "ends too early"),
+        ("tar+gzip", gzip.compress(b"") * 100_001, "more than 100000 gzip archives"),
+        ("tar+gzip", gzip.compress(BOMB[:512]) + gzip.compress(BOMB[512:]), "unpacks to more than 20000000 bytes"),
+        ("tar+gzip", gzip.compress(BOMB[:512]) + b"what is not packed", "no gzip archive"),
+        ("tar+gzip", gzip.compress(BOMB), "unpacks to more than 20000000 bytes"),
         ("tar", tar_of(a__onnx=b"a", b__onnx=b"b"), "several models"),
         ("tar", tar_of(readme__md=b"a"), "holds no model"),
     ],
@@ -337,6 +371,17 @@ async def test_layer_that_does_not_do(tmp_path: Path, kind: str, content: bytes,
         async with fetcher.open(await registry.uri()):
             pass
     await fetcher.close()
+    await registry.server.close()
+
+
+async def test_a_layer_of_several_gzip_archives_keeps_its_files(fetcher: Fetcher, content: bytes) -> None:
+    """As estargz and pigz write it: an archive for each file, or for each block; padded at its end."""
+    plain = tar_of(readme__md=b"first", net__onnx=content)
+    cuts = [0, 700, 1024, 1025, len(plain)]
+    packed = b"".join(gzip.compress(plain[a:b]) for a, b in pairwise(cuts)) + bytes(300)
+    registry = Blobs([(f"{KIT}model.v1.tar+gzip", {}, packed)], f"{KIT}config.v1+json")
+    async with fetcher.open(await registry.uri(), digest=digest_of(content)) as artifact:
+        assert artifact.size_bytes == len(content)
     await registry.server.close()
 
 

@@ -157,6 +157,36 @@ async def test_newest_version_of_a_saved_model_without_its_variables(
         assert artifact.fetched_bytes < 2_000
 
 
+async def test_folder_markers_are_no_files(endpoint: str, bucket: Any, fetcher: Fetcher, tmp_path: Path) -> None:
+    """As consoles (`folder/`) and Hadoop's clients (`folder`, `folder_$folder$`) leave them."""
+    for key in ("marked/", "marked/net", "marked/net/", "marked/net/1/", "marked/net/1/variables", "marked_$folder$"):
+        bucket.put_object(Bucket="models", Key=key, Body=b"")
+    files = {"saved_model.pb": b"\x08\x01" + b"graph" * 100, "variables/variables.index": b"index"}
+    for path, content in files.items():
+        bucket.put_object(Bucket="models", Key=f"marked/net/1/{path}", Body=content)
+    credentials = Credentials.from_secret(secret(endpoint))
+    async with fetcher.open("s3://models/marked/net", credentials=credentials) as artifact:
+        assert {str(p.relative_to(artifact.path)) for p in artifact.path.rglob("*") if p.is_file()} == set(files)
+    bucket.put_object(Bucket="models", Key="marked/empty/", Body=b"")
+    with pytest.raises(ArtifactUnreachable, match="marked/empty/ holds no files"):
+        async with fetcher.open("s3://models/marked/empty/", credentials=credentials):
+            pass
+
+
+async def test_what_no_disk_can_hold_is_one_sentence(endpoint: str, bucket: Any, fetcher: Fetcher) -> None:
+    for key in ("both/saved_model.pb", "both/assets", "both/assets/words.txt", "long/saved_model.pb"):
+        bucket.put_object(Bucket="models", Key=key, Body=b"\x08\x01 content")
+    bucket.put_object(Bucket="models", Key=f"long/assets/{'x' * 300}.txt", Body=b"words")
+    credentials = Credentials.from_secret(secret(endpoint))
+    for uri, words in (
+        ("s3://models/both/", r"models/both has assets both as a file and as the folder of assets/words.txt"),
+        ("s3://models/long/", r"models/long/ cannot be kept on the operator's disk \(File name too long\)"),
+    ):
+        with pytest.raises(ArtifactUnreachable, match=words):
+            async with fetcher.open(uri, credentials=credentials):
+                pass
+
+
 async def test_prefix_of_many_objects_is_listed_to_its_end(
     endpoint: str, bucket: Any, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

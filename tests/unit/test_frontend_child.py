@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend import load_graph, pool
 from dippm.frontend.child import _understood, load_graph_in_child
+from dippm.frontend.isolation import FILTER, walls_here
 from dippm.frontend.kept_graphs import KeptGraphs
 from dippm.frontend.limits import Limits
 from dippm.frontend.pool import PARENT, WarmParent
@@ -143,7 +145,8 @@ def test_what_runs_into_a_limit_is_told_which(limit: str, value: int, attempt: s
     """The limits as the child sets them, in a process of its own: they cannot be raised again."""
     code = (
         "import os, socket, subprocess, sys, threading\n"
-        "from dippm.frontend.limits import Limits, cut_off, limit_self, which_limit\n"
+        "from dippm.frontend.isolation import cut_off\n"
+        "from dippm.frontend.limits import Limits, limit_self, which_limit\n"
         "folder, limits = sys.argv[1], Limits(**{sys.argv[2]: int(sys.argv[3])})\n"
         "if os.getuid() == 0: os.setresuid(65534, 65534, 65534)\n"  # the kernel holds root to no number of processes
         "limit_self(limits)\n"
@@ -173,11 +176,82 @@ def test_a_crash_is_one_sentence(resnet50: Artifact) -> None:
         _understood(b"", -signal.SIGXFSZ, resnet50, Limits())
 
 
-def test_the_child_may_not_reach_out() -> None:
-    """The audit hook and the namespace, in a process of its own: a hook cannot be taken back."""
+_TRIES_TO_CONNECT = """
+import ctypes, os, platform, struct, sys
+from dippm.frontend import isolation
+
+class NoNamespace(ctypes.CDLL):
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        self.unshare = lambda flags: -1
+
+if "namespace" not in sys.argv[2:]:
+    isolation.ctypes.CDLL = NoNamespace
+if "filter" not in sys.argv[2:]:
+    isolation._MACHINES.clear()
+print(*isolation.leave_network())
+libc = ctypes.CDLL(None, use_errno=True)
+def connects(family, address):
+    one = libc.socket(family, 1, 0)
+    return one >= 0 and libc.connect(one, address, len(address)) == 0
+port = struct.pack("!H", int(sys.argv[1]))
+print(connects(2, struct.pack("=H", 2) + port + bytes([127, 0, 0, 1]) + bytes(8)))
+print(libc.socket(10, 1, 0) >= 0, libc.socket(1, 1, 0) >= 0)
+"""
+"""Native code's way, which meets no audit hook. The first line says which walls stand."""
+
+
+def _runs(code: str, *arguments: str) -> list[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
+
+
+def _listens() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_without_a_wall_native_code_would_connect() -> None:
+    """What the next test holds against: the server is there."""
+    with _listens() as server:
+        assert _runs(_TRIES_TO_CONNECT, str(server.getsockname()[1]))[:2] == ["", "True"]
+
+
+@pytest.mark.parametrize("walls", [("namespace",), ("filter",), ("namespace", "filter")])
+def test_native_code_reaches_no_server_by_either_wall(walls: tuple[str, ...]) -> None:
+    if missing := set(walls) - set(walls_here()):
+        pytest.skip(f"this kernel, or the container's profile, has no {' or '.join(sorted(missing))} for its users")
+    with _listens() as server:
+        stands, connected, made = _runs(_TRIES_TO_CONNECT, str(server.getsockname()[1]), *walls)
+    assert (stands, connected) == (" ".join(walls), "False")
+    if "filter" in walls:
+        assert made == "False False"  # no socket of any family, a daemon's on this machine included
+
+
+def test_a_filter_refuses_other_programs_to_native_code_in_every_thread() -> None:
+    if FILTER not in walls_here():
+        pytest.skip("this kernel takes no seccomp filter from its users")
+    code = (
+        "import ctypes, threading\n"
+        "from dippm.frontend.isolation import deny_programs\n"
+        "libc, go = ctypes.CDLL(None, use_errno=True), threading.Event()\n"
+        "def attempt():\n"
+        "    go.wait()\n"
+        "    print(libc.execl(b'/bin/true', b'true', None), ctypes.get_errno())\n"
+        "older = threading.Thread(target=attempt)\n"
+        "older.start()\n"
+        "deny_programs()\n"
+        "go.set()\n"
+        "older.join()\n"
+    )
+    assert _runs(code) == ["-1 13"]
+
+
+def test_python_code_may_not_reach_out() -> None:
+    """The audit hook, in a process of its own: a hook cannot be taken back."""
     code = (
         "import os, socket, subprocess\n"
-        "from dippm.frontend.limits import cut_off\n"
+        "from dippm.frontend.isolation import cut_off\n"
         "cut_off()\n"
         "tries = [lambda: os.system('true'), lambda: subprocess.run(['true']), lambda: os.fork(),\n"
         "         lambda: socket.socket().connect(('127.0.0.1', 9))]\n"
@@ -187,9 +261,7 @@ def test_the_child_may_not_reach_out() -> None:
         "    except PermissionError as error:\n"
         "        print(n, 'denied')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split("\n")[:4] == ["0 denied", "1 denied", "2 denied", "3 denied"]
+    assert _runs(code) == ["0 denied", "1 denied", "2 denied", "3 denied"]
 
 
 def test_only_the_doors_import_torch_and_tvm() -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,20 @@ from onnx.reference import ReferenceEvaluator
 
 from dippm.artifact import open_artifact
 from dippm.case import Case
-from dippm.errors import InputShapeError, ModelFormatError, UnsafeModel, UnsupportedOperator
+from dippm.errors import InputShapeError, ModelFormatError, ParseLimitExceeded, UnsafeModel, UnsupportedOperator
 from dippm.features import static_features
-from dippm.frontend import InputSpec, load_graph
+from dippm.frontend import InputSpec, load_graph, tensorflow_safety
 from dippm.frontend.child import load_graph_in_child
 from dippm.frontend.converter import TENSORFLOW
 from dippm.frontend.tensorflow_patterns import put_together
-from dippm.frontend.tensorflow_safety import check_config, check_operators, keras_config_of, operators_of, refuse
+from dippm.frontend.tensorflow_safety import (
+    OPERATORS,
+    check_config,
+    check_operators,
+    keras_config_of,
+    operators_of,
+    refuse,
+)
 from dippm.graph import ModelGraph
 from dippm.predictor import predict_graph
 
@@ -166,9 +176,14 @@ def test_keras_archives_that_are_bombs_or_point_out_are_refused(tmp_path: Path) 
         refuse(archive({"config.json": b"{", "metadata.json": b"{}"}), "m.keras")
 
 
-def test_operators_that_reach_out_are_refused() -> None:
-    with pytest.raises(UnsafeModel, match="ReadFile, which reaches out"):
+def test_only_operators_of_the_list_are_let_through() -> None:
+    with pytest.raises(UnsafeModel, match=r"m has operators that no inference graph needs \(ReadFile\)"):
         check_operators(frozenset({"MatMul", "ReadFile"}), "m")
+    with pytest.raises(UnsafeModel, match=r"\(A0, A1, A2, A3, A4 and 5 more\)"):
+        check_operators(frozenset(f"A{n}" for n in range(10)), "m")
+    with pytest.raises(UnsafeModel) as refused:
+        check_operators(frozenset({"x" * 100_000}), "m")
+    assert len(str(refused.value)) < 400
     refuse(MODELS / "small_savedmodel", "m")
     graph = (MODELS / "small_savedmodel" / "saved_model.pb").read_bytes()
     assert "Conv2D" in operators_of(graph, "m")
@@ -177,12 +192,47 @@ def test_operators_that_reach_out_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["DebugIdentity", "DebugNanCount", "DecodeProtoV2", "TensorSliceDataset", "InitializeTableFromTextFileV2"]
-)
+    "name",
+    [
+        "DebugIdentity", "DebugNanCount", "DecodeProtoV2", "TensorSliceDataset", "InitializeTableFromTextFileV2",
+        "Batch", "MutexLock", "ConsumeMutexLock", "ComputeAccidentalHits", "KafkaDataset", "RestoreSlice", "Save",
+        "GetSessionHandle", "Timestamp", "XlaLaunch", "TPUExecute", "WriteRawProtoSummary", "Abort", "PyCallback",
+    ],
+)  # fmt: skip
 def test_what_the_optimizer_would_run_must_not_reach_out(name: str) -> None:
-    with pytest.raises(UnsafeModel, match=f"operator {name}, which reaches out"):
+    with pytest.raises(UnsafeModel, match=f"that no inference graph needs .{name}"):
         check_operators(frozenset({"MatMul", name}), "m")
     check_operators(frozenset({"MatMul", "SaveV2", "RestoreV2", "ReadVariableOp"}), "m")
+
+
+def test_the_list_is_sorted_and_says_where_it_is_from() -> None:
+    file = Path(tensorflow_safety.__file__).with_name("tensorflow_operators.txt")
+    lines = file.read_text().splitlines()
+    names = [line for line in lines if not line.startswith("#")]
+    assert names == sorted(set(names))
+    assert any("bench/tensorflow_operators.py" in line for line in lines[:3])
+    reaching = re.compile(
+        r".*(File(?!name)|Dataset|Iterator|Reader|Debug|Summary|Print|Proto|Remote|Rpc|Recv|Host|Queue|Py[A-Z]).*"
+    )
+    assert not list(filter(reaching.fullmatch, names))
+    assert set(names) >= {"Conv2D", "MatMul", "StatefulPartitionedCall", "PartitionedCall", "ResourceGather", "While"}
+
+
+@tensorflow
+@pytest.mark.timeout(600)
+def test_what_the_installed_tf2onnx_converts_is_in_the_list() -> None:
+    code = (
+        "import tf2onnx.tfonnx, json\n"
+        "from tf2onnx.handler import tf_op\n"
+        "from tensorflow.python.framework import op_def_registry\n"
+        "names = {n for versions in tf_op._OPSETS.values() for one in versions for n in one}\n"
+        "print(json.dumps(sorted(n for n in names if op_def_registry.get(n) is not None)))\n"
+    )
+    asked = subprocess.run([TENSORFLOW.interpreter(), "-c", code], capture_output=True, text=True, check=True)
+    converted = set(json.loads(asked.stdout.splitlines()[-1]))
+    assert len(converted) > 200
+    pipelines = {name for name in converted if name.startswith(("Iterator", "FIFOQueue", "Queue"))}
+    assert converted - pipelines <= OPERATORS
 
 
 def test_what_a_nested_model_was_compiled_with_is_checked_too() -> None:
@@ -281,3 +331,21 @@ def test_a_lambda_in_an_h5_file_is_refused() -> None:
     with pytest.raises(UnsafeModel, match=r"lambda.h5 has a layer Lambda \('shout'\)"):
         load_graph_in_child(open_artifact(MODELS / "lambda.h5"), batch=1)
     assert not CANARY.exists()
+
+
+@tensorflow
+@pytest.mark.timeout(600)
+def test_an_answer_that_is_too_long_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(TENSORFLOW, limits=replace(TENSORFLOW.limits, result_bytes=1 << 10))
+    monkeypatch.setattr("dippm.frontend.converter.CONVERTERS", {"keras": short})
+    with pytest.raises(ParseLimitExceeded, match=r"converting .*small.keras gave an ONNX model of more than 0 MiB"):
+        load_graph_in_child(open_artifact(MODELS / "small.keras"), batch=1)
+
+
+@tensorflow
+@pytest.mark.timeout(600)
+def test_a_conversion_that_takes_too_long_says_that_it_was_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasty = replace(TENSORFLOW, limits=replace(TENSORFLOW.limits, wall_seconds=0.2))
+    monkeypatch.setattr("dippm.frontend.converter.CONVERTERS", {"keras": hasty})
+    with pytest.raises(ParseLimitExceeded, match=r"converting .*small.keras took longer than 0.2 s"):
+        load_graph_in_child(open_artifact(MODELS / "small.keras"), batch=1)

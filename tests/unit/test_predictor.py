@@ -16,6 +16,7 @@ from dippm.policy import Policy, Rule
 from dippm.prediction import Basis, Prediction
 from dippm.predictor import predict_graph
 from dippm.profiles import FULL_GPU, resolve_device, with_labels
+from dippm.runtimes import STAND_INS
 
 
 def convolutions(batch: int, *, depth: int = 3, file_format: str = "") -> ModelGraph:
@@ -149,6 +150,17 @@ def test_a_runtime_never_measured_is_a_proxy_with_a_wider_bound() -> None:
     assert proxy.required_mib == measured.required_mib
     assert proxy.required_upper_mib > measured.required_upper_mib
     assert any("never measured" in n and "no stated risk" in n for n in proxy.notes)
+
+
+@pytest.mark.parametrize("runtime", sorted(STAND_INS))
+def test_every_unmeasured_runtime_that_may_be_asked_for_says_so(runtime: Runtime) -> None:
+    """As `auto` takes them: what a status reports may also be written into a spec."""
+    graph = convolutions(64, file_format="onnx")
+    p = predicted(graph, replace(CASE, runtime=runtime, device="H200"))
+    nearest = predicted(graph, replace(CASE, runtime=STAND_INS[runtime], device="H200"))
+    assert (p.runtime, p.basis) == (runtime.value, Basis.PROXY)
+    assert p.required_upper_mib > nearest.required_upper_mib
+    assert any("never measured" in n for n in p.notes)
 
 
 def test_an_uncalibrated_bound_says_so() -> None:

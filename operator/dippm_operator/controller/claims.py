@@ -117,7 +117,7 @@ class ClaimReader:
             return await asyncio.to_thread(
                 self._cache.put, key, folder, look, handed.content_digest, handed.files, is_folder=handed.is_folder
             )
-        except BaseException:
+        except BaseException:  # a cancelled task too leaves nothing half-written
             shutil.rmtree(folder, ignore_errors=True)
             raise
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from dippm.errors import DippmError
+from dippm.frontend.isolation import spoken, walls_here
 from dippm_operator.controller.lease import LeaseLost
 from dippm_operator.controller.run import run
 from dippm_operator.controller.settings import parse_settings
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None, *, predictor: Predictor | None 
     )
     if settings.log_level != "debug":
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # two lines for every change of every node
+    walls = walls_here()
+    logging.getLogger(__name__).log(logging.INFO if walls else logging.WARNING, spoken(walls))
     kept = partial(ask, graphs=(settings.cache / "graphs", settings.graph_bytes))
     worker = PredictionWorker(predictor or kept, limit_seconds=settings.prediction_seconds)
     try:

@@ -49,7 +49,8 @@ class PredictionWorker:
             except TimeoutError:
                 self.close()
                 raise PredictorStopped(
-                    f"{question.uri} was not predicted within {self._limit_seconds:.0f} s; is the model that large?"
+                    f"{question.uri} was not predicted within {self._limit_seconds:.0f} s (--prediction-seconds of the "
+                    "operator); is the model that large?"
                 ) from None
             except BrokenExecutor:
                 self.close()

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from xml.etree.ElementTree import Element
 
 import aiohttp
 
@@ -134,7 +135,8 @@ class AzureFolder:
     async def list(self) -> tuple[Listed, ...]:
         prefix, marker, listed = self.path.rstrip("/") + "/", "", list[Listed]()
         while True:
-            query = {"restype": "container", "comp": "list", "prefix": prefix} | ({"marker": marker} if marker else {})
+            query = {"restype": "container", "comp": "list", "prefix": prefix, "include": "metadata"}
+            query |= {"marker": marker} if marker else {}
             url = self._url(self._base, urlencode(query, quote_via=quote, safe=""))
             headers = self._sign(url, {})
             answer = await ask(self._session, self.name, url, headers, self._limits, most=LONGEST_LISTING, exact=True)
@@ -142,6 +144,8 @@ class AzureFolder:
                 raise refused(self.name, answer.status, answer.reason)
             root = xml_of(self.name, answer.body)
             for blob in root.iter("Blob"):
+                if _is_directory(blob):
+                    continue
                 size = whole_number(text_of(blob, "Properties/Content-Length"))
                 path = text_of(blob, "Name").removeprefix(prefix)
                 listed.append(Listed(path, size, text_of(blob, "Properties/Etag")))
@@ -159,6 +163,12 @@ class AzureFolder:
     def _url(self, base: str, query: str) -> str:
         whole = "&".join(part for part in (query, self._place.query) if part)
         return f"{base}?{whole}" if whole else base
+
+
+def _is_directory(blob: Element) -> bool:
+    """Whether a blob stands for a directory of a hierarchical namespace (Data Lake Storage Gen2)."""
+    marked = next((one.text or "" for one in blob.iterfind("Metadata/*") if one.tag.lower() == "hdi_isfolder"), "")
+    return marked.lower() == "true" or text_of(blob, "Properties/ResourceType") == "directory"
 
 
 def _with_version(_: str, headers: Mapping[str, str]) -> dict[str, str]:

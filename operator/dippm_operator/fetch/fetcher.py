@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from pathlib import PurePosixPath
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
@@ -127,15 +127,9 @@ class Fetcher:
                 await asyncio.to_thread(self._cache.release, entry)
         if look is None:
             raise ArtifactUnreachable(f"{model.folder.name} says that it did not change, but it was never read.")
-        folder = self._cache.begin()
-        try:
+        with self._begun(model.folder.name) as folder:
             files, received = await take_folder(model, folder / "model", self._limits, self._threads)
             kept = await asyncio.to_thread(self._cache.put, uri, folder, look, "", files, is_folder=True)
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, BaseExceptionGroup):  # several files at once, and the first that failed says why
-                raise error.exceptions[0] from None
-            raise
         return kept, received
 
     async def _current(self, uri: str, source: Source, *, whole: bool) -> tuple[Entry, int]:
@@ -152,13 +146,28 @@ class Fetcher:
                 await asyncio.to_thread(self._cache.release, entry)
         if look is None:
             raise ArtifactUnreachable(f"{source.name} says that it did not change, but it was never read.")
-        folder = self._cache.begin()
         name = (PurePosixPath(unquote(urlsplit(uri).path)).name or "model")[-100:]
-        try:
+        with self._begun(source.name) as folder:
             taken = await take(source, look, folder / "model" / name, self._limits, self._threads, whole=whole)
             digest = taken.content_digest
             kept = await asyncio.to_thread(self._cache.put, uri, folder, look, digest, (taken.file,), is_folder=False)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing half-read stays, whatever stopped it
-            raise
         return kept, source.received_bytes
+
+    @contextmanager
+    def _begun(self, name: str) -> Iterator[Path]:
+        """A folder for an artifact, gone again where it could not be read. Raises ArtifactUnreachable for OSErrors."""
+        folder = self._cache.begin()
+        try:
+            yield folder
+        except BaseException as error:  # a cancelled task too leaves nothing half-read
+            shutil.rmtree(folder, ignore_errors=True)
+            # Of several files that are read at once the first that failed says why.
+            first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            if isinstance(first, OSError):
+                raise ArtifactUnreachable(
+                    f"{name} cannot be kept on the operator's disk ({first.strerror or type(first).__name__}); is it "
+                    "full, or the path of a file too long?"
+                ) from first
+            if first is not error:
+                raise first from None
+            raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -99,9 +99,10 @@ def choose(name: str, listing: Sequence[Listed]) -> Chosen:
     2. `saved_model.pb`: a SavedModel; of several versions (`1/`, `2/`, as TensorFlow Serving has them) the newest.
     3. The one file that may be a model by its name, or by PaddlePaddle's weights beside it, which are not fetched.
     4. `config.json` alone: a Hugging Face folder whose weights are not looked at.
-    Raises ArtifactUnreachable where there is none, or several.
+    Raises ArtifactUnreachable where there is none, or several, or a file has the name of a folder.
     """
     inside = {file.path: file for file in listing if _is_plain(file.path)}
+    inside = _without_markers(inside)
     beside = {path: file for path, file in inside.items() if "/" not in path}
     has_weights = any(path.endswith(".safetensors") for path in beside)
     if hf_files.CONFIG in beside and has_weights:  # 1
@@ -122,6 +123,26 @@ def choose(name: str, listing: Sequence[Listed]) -> Chosen:
         f"{name} holds no model: neither a file with a model's operators ({', '.join(MODEL_SUFFIXES)}), nor a "
         f"{SAVED_MODEL}, nor a {hf_files.CONFIG}{weights}; name another folder, or export the model."
     )
+
+
+def _without_markers(inside: Mapping[str, Listed]) -> dict[str, Listed]:
+    """Less the empty objects that stand for folders, which stores without folders are given by their clients.
+
+    What has content and a folder's name is kept: `check_paths` says so where the model needs it.
+    """
+    folders = {str(parent) for path in inside for parent in PurePosixPath(path).parents}
+    return {path: file for path, file in inside.items() if file.size_bytes or path not in folders}
+
+
+def check_paths(name: str, chosen: Chosen) -> None:
+    """Raise ArtifactUnreachable where a file of a model has the name of a folder that another one is in."""
+    paths = {file.path for file in chosen.files}
+    for path in sorted(paths):
+        if twice := paths.intersection(map(str, PurePosixPath(path).parents)):
+            raise ArtifactUnreachable(
+                f"{name.rstrip('/')} has {min(twice)} both as a file and as the folder of {path}, which cannot be read "
+                "as files; name the model's own file, or take one of the two away."
+            )
 
 
 def _paddle_programs(inside: Collection[str]) -> set[str]:

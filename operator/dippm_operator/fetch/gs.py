@@ -19,7 +19,7 @@ from dippm_operator.fetch.credentials import Credentials
 from dippm_operator.fetch.folder import LONGEST_LISTING, Listed
 from dippm_operator.fetch.http import HttpSource, ask, refused, shown, spoken
 from dippm_operator.fetch.limits import FetchLimits
-from dippm_operator.fetch.listing import check_count, objects_of, whole_number
+from dippm_operator.fetch.listing import check_count, json_of, object_of, objects_of, text, whole_number
 
 KEY = "gcloud-application-credentials.json"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
@@ -55,14 +55,13 @@ class GsFolder:
             )
             if answer.status != 200:
                 raise refused(self.name, answer.status, answer.reason)
-            with spoken(self.name):
-                page = json.loads(answer.body)
+            page = json_of(self.name, answer.body)
             for entry in objects_of(self.name, page.get("items", []) if isinstance(page, dict) else None):
                 path = str(entry.get("name", "")).removeprefix(prefix)
                 etag = str(entry.get("etag") or entry.get("generation") or "")
                 listed.append(Listed(path, whole_number(entry.get("size")), etag))
             check_count(self.name, listed)
-            token = str(page.get("nextPageToken", ""))
+            token = text(object_of(page).get("nextPageToken"))
             if not token:
                 return tuple(listed)
 

@@ -6,7 +6,6 @@ https://huggingface.co/docs/hub/api
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ import aiohttp
 from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.credentials import Credentials
 from dippm_operator.fetch.folder import LONGEST_LISTING, Listed
-from dippm_operator.fetch.http import HttpSource, ask, shown, spoken
+from dippm_operator.fetch.http import HttpSource, ask, shown
 from dippm_operator.fetch.limits import FetchLimits
-from dippm_operator.fetch.listing import check_count, objects_of, whole_number
+from dippm_operator.fetch.listing import check_count, json_of, object_of, objects_of, text, whole_number
 
 _URI = re.compile(r"hf://(?P<owner>[\w.-]+)/(?P<model>[\w.-]+)(:(?P<revision>[\w.-]+))?(/(?P<path>.+))?")
 _NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
@@ -101,9 +100,8 @@ class HubFolder:
         )  # fmt: skip
 
     def _entries(self, body: bytes, prefix: str) -> Iterator[Listed]:
-        with spoken(self.name):
-            for entry in objects_of(self.name, json.loads(body)):
-                path = str(entry.get("path", ""))
-                if entry.get("type") == "file" and path.startswith(prefix):
-                    etag = str((entry.get("lfs") or {}).get("oid") or entry.get("oid") or "")
-                    yield Listed(path.removeprefix(prefix), whole_number(entry.get("size")), etag)
+        for entry in objects_of(self.name, json_of(self.name, body)):
+            path = text(entry.get("path"))
+            if entry.get("type") == "file" and path.startswith(prefix):
+                etag = text(object_of(entry.get("lfs")).get("oid")) or text(entry.get("oid"))
+                yield Listed(path.removeprefix(prefix), whole_number(entry.get("size")), etag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +17,24 @@ def check_count(name: str, listed: Sequence[Listed]) -> None:
         raise ArtifactTooLarge(f"{name} holds more than {MAX_FILES} files; name the model's own file or folder.")
 
 
+def json_of(name: str, body: bytes) -> object:
+    """A JSON answer. Raises ArtifactUnreachable for what is none, and for one that is nested without end."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise ArtifactUnreachable(f"{name} does not answer with sound JSON; is that the store?") from None
+
+
+def object_of(value: object) -> Mapping[str, Any]:
+    """A JSON object; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def text(value: object) -> str:
+    """A JSON string; an empty one for anything else."""
+    return value if isinstance(value, str) else ""
+
+
 def objects_of(name: str, body: object) -> Iterator[Mapping[str, Any]]:
     """The objects of a JSON list."""
     if not isinstance(body, list):
@@ -25,8 +44,8 @@ def objects_of(name: str, body: object) -> Iterator[Mapping[str, Any]]:
 
 def whole_number(value: object) -> int:
     """A size as stores write it; 0 where it is none."""
-    text = str(value)
-    return int(text) if text.isdecimal() and len(text) < 20 else 0
+    digits = str(value) if isinstance(value, str | int) else ""
+    return int(digits) if digits.isdecimal() and len(digits) < 20 else 0
 
 
 def xml_of(name: str, body: bytes) -> ElementTree.Element:

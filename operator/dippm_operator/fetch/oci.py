@@ -25,11 +25,11 @@ import aiohttp
 from dippm.errors import ArtifactUnreachable, DigestMismatch
 from dippm_operator.fetch.credentials import Credentials, is_loopback
 from dippm_operator.fetch.folder import LONGEST_LISTING, Listed
-from dippm_operator.fetch.http import HttpSource, ask, shown, spoken
+from dippm_operator.fetch.http import HttpSource, ask, shown
 from dippm_operator.fetch.limits import FetchLimits
-from dippm_operator.fetch.listing import whole_number
-from dippm_operator.fetch.source import Look, Source
-from dippm_operator.fetch.tar import COMPRESSED_BYTES, Gunzipped, Member, Window, members_of
+from dippm_operator.fetch.listing import json_of, object_of, text, whole_number
+from dippm_operator.fetch.source import Look, Ranged, Source
+from dippm_operator.fetch.tar import COMPRESSED_BYTES, Gunzipped, Member, RangedWindow, Window, members_of
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
@@ -52,6 +52,7 @@ _URI = re.compile(
     r"oci://(?P<host>[\w.-]+(:\d+)?)/(?P<name>[a-z0-9]+(([._/]|__|-+)[a-z0-9]+)*)"
     r"(:(?P<tag>\w[\w.-]{0,127})|@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -102,27 +103,68 @@ class Layer:
         return "gzip" if found == "gz" else found
 
 
-def layers_of(name: str, manifest: Mapping[str, Any]) -> tuple[Layer, ...]:
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest, or an index of several: what of it is used, and of the types that it must have."""
+
+    schema: int
+    layers: tuple[Layer, ...] | None
+    """None where it has no list of layers."""
+    config: str
+    """Media type of its config."""
+    platforms: tuple[tuple[str, Mapping[str, Any]], ...]
+    """Of an index: digests, and the platforms that they are for."""
+
+    @classmethod
+    def parse(cls, name: str, body: bytes) -> Manifest:
+        """The manifest in a registry's answer. What has a type that it must not have counts as not there.
+
+        Raises ArtifactUnreachable for what is no JSON object.
+        """
+        value = json_of(name, body)
+        if not isinstance(value, dict):
+            raise ArtifactUnreachable(f"{name} does not answer with a manifest; is that a registry?")
+        listed, schema = value.get("layers"), value.get("schemaVersion")
+        platforms = value.get("manifests")
+        return cls(
+            schema if isinstance(schema, int) else 0,
+            tuple(map(_layer, listed)) if isinstance(listed, list) else None,
+            text(object_of(value.get("config")).get("mediaType")),
+            tuple(
+                (text(entry.get("digest")), object_of(entry.get("platform")))
+                for entry in (platforms if isinstance(platforms, list) else ())
+                if isinstance(entry, dict)
+            ),
+        )
+
+    def platform(self) -> str | None:
+        """Of an index, the digest of what it has for linux/amd64, or of the only one that it has."""
+        wanted = {"os": "linux", "architecture": "amd64"}.items()
+        fitting = [d for d, about in self.platforms if all(about.get(k) == v for k, v in wanted)]
+        found = fitting or [digest for digest, _ in self.platforms]
+        return found[0] if len(found) == 1 and _DIGEST.fullmatch(found[0]) else None
+
+
+def _layer(value: object) -> Layer:
+    entry = object_of(value)
+    notes = object_of(entry.get("annotations"))
+    title = text(notes.get(TITLE)) or text(notes.get(FILE_PATH))
+    return Layer(text(entry.get("digest")), whole_number(entry.get("size")), text(entry.get("mediaType")), title)
+
+
+def layers_of(name: str, manifest: Manifest) -> tuple[Layer, ...]:
     """The layers of a manifest that may hold a model. Pure.
 
     Raises ArtifactUnreachable where it is no manifest of one artifact, or a layer is named by anything but sha256.
     """
-    listed = manifest.get("layers")
-    if manifest.get("schemaVersion") != 2 or not isinstance(listed, list):
+    if manifest.schema != 2 or manifest.layers is None:
         raise ArtifactUnreachable(f"{name} is not one artifact with layers; name one by its digest.")
-    layers = []
-    for entry in listed:
-        notes = entry.get("annotations") or {}
-        title = next((str(notes[key]) for key in (TITLE, FILE_PATH) if key in notes), "")
-        layer = Layer(
-            str(entry.get("digest", "")), whole_number(entry.get("size")), str(entry.get("mediaType", "")), title
-        )
-        if _OTHER.search(layer.media_type):
-            continue
-        if not re.fullmatch(r"sha256:[0-9a-f]{64}", layer.digest):
-            raise ArtifactUnreachable(f"{name} names a layer by {layer.digest[:20]}, not by sha256; push it again.")
-        layers.append(layer)
-    return tuple(layers)
+    layers = tuple(layer for layer in manifest.layers if not _OTHER.search(layer.media_type))
+    for layer in layers:
+        if not _DIGEST.fullmatch(layer.digest):
+            named = layer.digest[:20] or "nothing"
+            raise ArtifactUnreachable(f"{name} names a layer by {named}, not by sha256; push it again.")
+    return layers
 
 
 class LayerSource(HttpSource):
@@ -186,7 +228,11 @@ class OciFolder:
     def source(self, path: str) -> Source:
         layer, member = self._files[path]
         blob = self._blob(layer)
-        return blob if member is None else Window(blob, member, layer.digest)
+        if member is None:
+            return blob
+        if isinstance(blob, Ranged):
+            return RangedWindow(blob, member, layer.digest)
+        return Window(blob, member, layer.digest)
 
     def _check_archive(self, layer: Layer) -> None:
         if layer.compression not in ("", "gzip"):
@@ -221,7 +267,7 @@ async def oci_folder(
     basic = _basic(reference.host, credentials)
     headers = {"Accept": ", ".join((*MANIFESTS, *INDEXES))} | ({"Authorization": basic} if basic else {})
 
-    async def manifest_of(version: str) -> dict[str, Any]:
+    async def manifest_of(version: str) -> Manifest:
         url = f"{reference.url}/manifests/{version}"
         answer = await ask(session, name, url, headers, limits, most=LONGEST_LISTING)
         challenge = answer.headers.get("WWW-Authenticate", "")
@@ -235,26 +281,16 @@ async def oci_folder(
             )
         if version.startswith("sha256:") and hashlib.sha256(answer.body).hexdigest() != version[7:]:
             raise DigestMismatch(f"{name}: the registry gave another manifest than that; was it replaced?")
-        with spoken(name):
-            body = json.loads(answer.body)
-        return body if isinstance(body, dict) else {}
+        return Manifest.parse(name, answer.body)
 
     manifest = await manifest_of(reference.version)
-    if (version := _platform(manifest)) is not None:
+    if (version := manifest.platform()) is not None:
         manifest = await manifest_of(version)
     allowed = {"Authorization": headers["Authorization"]} if "Authorization" in headers else {}
-    config = str((manifest.get("config") or {}).get("mediaType", ""))
     layers = layers_of(name, manifest)
-    return OciFolder(session, limits, threads, name, reference, layers, allowed, is_image=config in _IMAGE_CONFIGS)
-
-
-def _platform(manifest: Mapping[str, Any]) -> str | None:
-    """Of an index, the digest of what it has for linux/amd64, or of the only one that it has."""
-    entries = [entry for entry in manifest.get("manifests") or () if isinstance(entry, dict)]
-    wanted = {"os": "linux", "architecture": "amd64"}
-    fitting = [e for e in entries if wanted.items() <= (e.get("platform") or {}).items()] or entries
-    digest = str(fitting[0].get("digest", "")) if len(fitting) == 1 else ""
-    return digest if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) else None
+    return OciFolder(
+        session, limits, threads, name, reference, layers, allowed, is_image=manifest.config in _IMAGE_CONFIGS
+    )
 
 
 async def _token(
@@ -272,9 +308,8 @@ async def _token(
     given = await ask(session, name, f"{realm}?{urlencode(query)}", headers, limits, most=LONGEST_LISTING)
     if given.status != 200:
         raise ArtifactUnreachable(f"{name}: no token ({given.status}); check spec.model.secretRef.")
-    with spoken(name):
-        answer = json.loads(given.body)
-    return str(answer.get("token") or answer.get("access_token") or "") if isinstance(answer, dict) else ""
+    answer = object_of(json_of(name, given.body))
+    return text(answer.get("token")) or text(answer.get("access_token"))
 
 
 def _basic(host: str, credentials: Credentials | None) -> str:

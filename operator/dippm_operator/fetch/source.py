@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,16 @@ class Source(Protocol):
     async def look(self, known: Look | None) -> Look | None:
         """What the store has now; None where it is what is known already."""
 
-    async def read(self, start: int, end: int) -> bytes:
-        """The bytes from `start` up to, not including, `end`."""
-
     def stream(self) -> AsyncIterator[bytes]:
         """All bytes in order."""
 
     async def close(self) -> None:
         """Let go of connections that are this source's own."""
+
+
+@runtime_checkable
+class Ranged(Source, Protocol):
+    """An artifact that may be read by parts; whether it can be, its `Look` says (`ranges`)."""
+
+    async def read(self, start: int, end: int) -> bytes:
+        """The bytes from `start` up to, not including, `end`."""

@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
 from dippm_operator.fetch.cache import StoredFile
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.skim import HEAD_BYTES, Members, Tail, kind_of, skim, zip_members
-from dippm_operator.fetch.source import Look, Source
+from dippm_operator.fetch.source import Look, Ranged, Source
 from dippm_operator.fetch.sparse import HeldReader, RangeReader, Reader, SparseFile, StreamReader, digest_of_pieces
 
 TAIL_BYTES = 16 * 1024 * 1024
@@ -46,8 +47,10 @@ async def take(source: Source, look: Look, path: Path, limits: FetchLimits, thre
 
 def bridge(
     source: Source, limits: FetchLimits
-) -> tuple[Callable[[int, int], bytes], Callable[[], Callable[[], bytes]]]:
-    """A source for a thread: bytes from here to there, and what begins to stream, each call a wait for the loop.
+) -> tuple[Callable[[int, int], bytes] | None, Callable[[], Callable[[], bytes]]]:
+    """A source for a thread: bytes from here to there (None where it has no parts), and what begins to stream.
+
+    Each call is a wait for the loop.
 
     They raise ArtifactUnreachable once all together take longer than a download may.
     """
@@ -63,14 +66,14 @@ def bridge(
                 f"{source.name} did not answer in time; check the host, or try again later."
             ) from None
 
-    def fetch(start: int, end: int) -> bytes:
-        return wait(asyncio.run_coroutine_threadsafe(source.read(start, end), loop))
+    def part(parts: Ranged, start: int, end: int) -> bytes:
+        return wait(asyncio.run_coroutine_threadsafe(parts.read(start, end), loop))
 
     def chunks() -> Callable[[], bytes]:
         iterator = aiter(source.stream())
         return lambda: wait(asyncio.run_coroutine_threadsafe(_next(iterator), loop))
 
-    return fetch, chunks
+    return partial(part, source) if isinstance(source, Ranged) else None, chunks
 
 
 async def _next(iterator: AsyncIterator[bytes]) -> bytes:
@@ -85,13 +88,13 @@ def _take(
     look: Look,
     path: Path,
     limits: FetchLimits,
-    fetch: Callable[[int, int], bytes],
+    fetch: Callable[[int, int], bytes] | None,
     chunks: Callable[[], Callable[[], bytes]],
     whole: bool,
 ) -> Taken:
     with SparseFile(path, name, limits.max_bytes) as file:
         digest, members = "", Members((), (), 0)
-        if look.ranges and look.size_bytes is not None:
+        if fetch is not None and look.ranges and look.size_bytes is not None:
             size = look.size_bytes
             members = _by_ranges(RangeReader(fetch, file, size), size)
             if whole:

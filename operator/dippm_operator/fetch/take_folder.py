@@ -11,7 +11,7 @@ from pathlib import Path
 from dippm import hf_files
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
 from dippm_operator.fetch.cache import StoredFile
-from dippm_operator.fetch.folder import Chosen, Folder, Listed, choose, names_file
+from dippm_operator.fetch.folder import Chosen, Folder, Listed, check_paths, choose, names_file
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.source import Look, Source
 from dippm_operator.fetch.sparse import SparseFile, digest_of_pieces
@@ -56,11 +56,13 @@ async def find(folder: Folder) -> Source | ModelFolder:
         if may_be_file:  # who may not list a bucket may still read what is in it
             return folder.source("")
         raise
+    listing = tuple(file for file in listing if file.path.rstrip("/"))  # less what stands for the folder itself
     if not listing:
         if may_be_file:
             return folder.source("")
         raise ArtifactUnreachable(f"{folder.name} holds no files; check spec.model.uri.")
     chosen = choose(folder.name, listing)
+    check_paths(folder.name, chosen)
     return ModelFolder(folder, chosen) if chosen.is_folder else folder.source(chosen.files[0].path)
 
 

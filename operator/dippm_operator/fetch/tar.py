@@ -16,7 +16,7 @@ from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
 from dippm_operator.fetch.folder import MAX_FILES
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.skim import Tail
-from dippm_operator.fetch.source import Look, Source
+from dippm_operator.fetch.source import Look, Ranged, Source
 from dippm_operator.fetch.sparse import RangeReader, SparseFile, StreamReader
 from dippm_operator.fetch.take import bridge
 
@@ -25,6 +25,8 @@ _DIRECTORY_BYTES = 64 << 20
 _UNKNOWN_SIZE = 1 << 62
 COMPRESSED_BYTES = 1 << 30
 """Largest compressed layer that is read: each file in it takes the whole of it once more."""
+_GZIP_ARCHIVES = 5 * MAX_FILES
+"""In one layer: estargz begins another one with every file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +55,36 @@ class Gunzipped:
         look = await self._source.look(known)
         return None if look is None else Look(look.etag, content_digest=look.content_digest)
 
-    async def read(self, start: int, end: int) -> bytes:
-        raise NotImplementedError("a compressed layer has no parts")
-
     async def stream(self) -> AsyncIterator[bytes]:
-        """Raises ArtifactTooLarge for a layer that unpacks to more than may be fetched."""
-        unpacker, total = zlib.decompressobj(wbits=31), 0
+        """Of all gzip archives in a row (RFC 1952, 2.2), as estargz and pigz write them.
+
+        Raises ArtifactTooLarge for a layer that unpacks to more than may be fetched, ArtifactUnreachable for one that
+        is damaged.
+        """
+        unpacker, total, archives = zlib.decompressobj(wbits=31), 0, 1
         try:
             async for chunk in self._source.stream():
-                while chunk and not unpacker.eof:
+                while chunk:
+                    if unpacker.eof:
+                        chunk = chunk.lstrip(b"\0")  # what pads an archive to whole blocks
+                        if not chunk:
+                            break
+                        unpacker, archives = zlib.decompressobj(wbits=31), archives + 1
                     piece = unpacker.decompress(chunk, 1 << 20)
-                    chunk = unpacker.unconsumed_tail
+                    chunk = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
                     total += len(piece)
                     if total > self._limits.max_bytes:
                         raise ArtifactTooLarge(
                             f"{self.name} unpacks to more than {self._limits.max_bytes} bytes, which is the limit."
                         )
+                    if archives > _GZIP_ARCHIVES:
+                        raise ArtifactTooLarge(f"{self.name} is more than {_GZIP_ARCHIVES} gzip archives in a row.")
                     if piece:
                         yield piece
         except zlib.error:
             raise ArtifactUnreachable(f"{self.name} has a layer that is no gzip archive; push it again.") from None
+        if not unpacker.eof:
+            raise ArtifactUnreachable(f"{self.name} has a gzip layer that ends too early; push it again.")
 
     async def close(self) -> None:
         await self._source.close()
@@ -97,9 +109,6 @@ class Window:
         look = await self._source.look(None)
         return Look(self._etag, size_bytes=self._member.size_bytes, ranges=look is not None and look.ranges)
 
-    async def read(self, start: int, end: int) -> bytes:
-        return await self._source.read(self._member.offset + start, self._member.offset + end)
-
     async def stream(self) -> AsyncIterator[bytes]:
         position, first, last = 0, self._member.offset, self._member.offset + self._member.size_bytes
         async for chunk in self._source.stream():
@@ -112,6 +121,17 @@ class Window:
 
     async def close(self) -> None:
         await self._source.close()
+
+
+class RangedWindow(Window):
+    """A part of a source that is read by parts."""
+
+    def __init__(self, source: Ranged, member: Member, version: str) -> None:
+        super().__init__(source, member, version)
+        self._parts = source
+
+    async def read(self, start: int, end: int) -> bytes:
+        return await self._parts.read(self._member.offset + start, self._member.offset + end)
 
 
 async def members_of(source: Source, limits: FetchLimits, threads: Executor) -> tuple[Member, ...]:
@@ -131,7 +151,7 @@ def _members(
     name: str,
     look: Look,
     limits: FetchLimits,
-    fetch: Callable[[int, int], bytes],
+    fetch: Callable[[int, int], bytes] | None,
     chunks: Callable[[], Callable[[], bytes]],
 ) -> tuple[Member, ...]:
     found: list[Member] = []
@@ -140,7 +160,7 @@ def _members(
         SparseFile(Path(folder) / "directory", name, _DIRECTORY_BYTES) as file,
     ):
         size = look.size_bytes
-        if look.ranges and size is not None:
+        if fetch is not None and look.ranges and size is not None:
             tail = Tail(RangeReader(fetch, file, size), size)
         else:
             tail = Tail(StreamReader(chunks(), file, size, limits.max_bytes), size or _UNKNOWN_SIZE)

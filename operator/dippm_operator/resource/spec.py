@@ -66,7 +66,8 @@ class InferenceJobSpec(Part):
     precision: Precision = Precision.FP32
     """Numbers that weights and activations are held in."""
     runtime: Runtime = Runtime.AUTO
-    """Who runs the operators; auto takes the one that the format is usually run by."""
+    """Who runs the operators; auto takes the one that the format is usually run by. One that was never measured is
+    priced as the measured one that is nearest to it, with basis proxy and a wider bound."""
     generation: Generation | None = None
     """Decoders only: lengths of context and answer."""
     processes: Annotated[Int, Field(ge=1, le=64)] = 1

@@ -8,6 +8,7 @@ from typing import Any
 
 from dippm.cli import render
 from dippm.frameworks import Framework, frameworks
+from dippm.frontend import isolation
 
 EPILOG = """\
 examples:
@@ -23,9 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints every format."""
+    """Prints every format, and how processes that read files are kept off the network here."""
     known = frameworks()
-    print(json.dumps([to_dict(one) for one in known], indent=2) if args.json else to_text(known))
+    if args.json:
+        print(json.dumps([to_dict(one) for one in known], indent=2))
+    else:
+        print(f"{to_text(known)}\n\n{isolation.spoken(isolation.walls_here())}")
     return 0
 
 

@@ -21,7 +21,8 @@ from dippm.artifact import Artifact
 from dippm.errors import DippmError, ModelFormatError, ParseLimitExceeded
 from dippm.frontend.converter import as_onnx
 from dippm.frontend.inputs import InputSpec
-from dippm.frontend.limits import Limits, cut_off, how_it_ended, limit_self, which_limit
+from dippm.frontend.isolation import cut_off
+from dippm.frontend.limits import Limits, how_it_ended, limit_self, which_limit
 from dippm.frontend.pool import PARENT
 from dippm.graph import ModelGraph
 from dippm.kept import Kept

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dippm.errors import DippmError
-from dippm.frontend.limits import Limits, deny_programs, leave_network, limit_self
+from dippm.frontend.isolation import deny_programs, leave_network
+from dippm.frontend.limits import Limits, limit_self
 
 _PR_SET_PDEATHSIG = 1
 

@@ -5,15 +5,12 @@ Only the standard library is imported: the same limits hold in interpreters that
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import resource
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,6 @@ class Limits:
     """Tasks (threads count) beyond those that the user already runs; the kernel does not hold root to it."""
     result_bytes: int = 256 << 20
     """Longest answer that is read."""
-
-
-_DENIED_EVENTS = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "pty.")
-"""Audit events (https://docs.python.org/3/library/audit_events.html) that reading a model has no use for."""
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def limit_self(limits: Limits) -> None:
@@ -64,30 +56,6 @@ def _tasks_of_user() -> int:
         except OSError:
             continue  # it ended meanwhile
     return count
-
-
-def leave_network() -> None:
-    """A network namespace of its own, where the kernel lets a user have one. Only while there is a single thread."""
-    ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
-
-
-def deny_programs() -> None:
-    """No sockets and no other programs from Python code, from now on."""
-
-    def deny(event: str, arguments: tuple[Any, ...]) -> None:
-        if event.startswith(_DENIED_EVENTS):
-            raise PermissionError(f"reading a model may not do {event}")
-
-    sys.addaudithook(deny)
-
-
-def cut_off() -> None:
-    """No network and no other programs: `leave_network`, `deny_programs`.
-
-    The audit hook stops what Python code would do; the namespace and the limits also hold for native code.
-    """
-    leave_network()
-    deny_programs()
 
 
 def which_limit(error: BaseException, shown: str, limits: Limits) -> str:

@@ -122,7 +122,7 @@ def _saved_model_graph(path: Path, shown: str) -> TensorFlowGraph:
     saved = saved_model_pb2.SavedModel()
     try:
         saved.ParseFromString(saved_model_of(path, shown))
-    except Exception:
+    except Exception:  # protobuf's DecodeError is another class in each of its implementations
         raise ModelFormatError(
             f"{shown} is a damaged SavedModel: its protobuf cannot be decoded; is the download complete?"
         ) from None

@@ -3,8 +3,8 @@
 A Keras file is a configuration: classes by name, from which Keras builds the model. Some of those classes hold Python
 code (`Lambda`: marshalled bytecode), load files (`TFSMLayer`, `StringLookup`) or pickles (`TorchModuleWrapper`), and
 any module may be named. So only Keras's own modules are let through, less the classes that do more than compute. A
-SavedModel is a graph: it is never run here as a whole, and operators that call Python or reach out of it are refused by
-name.
+SavedModel is a graph: it is never run here as a whole, and an operator that is not on a list of those that inference
+needs is refused by name.
 
 Only the standard library is imported; `h5py` is handed in where a file needs it.
 """
@@ -12,7 +12,6 @@ Only the standard library is imported; `h5py` is handed in where a file needs it
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -39,14 +38,18 @@ _TYPES = ("keras.layers", "keras.models", "keras.src.models", "keras.src.layers"
           "keras.engine", "keras.src.engine", "keras.src.applications", "keras.src.random.seed_generator",
           "keras.random")  # fmt: skip
 _PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-_REACHING_OPS = re.compile(
-    r"Debug\w*|Copy(Host)?|(De|En)codeProto\w*|\w*Dataset\w*|\w*Iterator\w*|\w*Reader\w*|\w*FromTextFile\w*|LoadAndRemap\w*|"
-    r"ReadFile|WriteFile|MatchingFiles|Print(V2)?|\w*Summary\w*|Rpc\w*|\w*Remote\w*|_?(Host)?(Send|Recv)|Collective\w*|"
-    r"Xla(Host|Recv|Send)\w*|(Out|In)feed\w*"
+OPERATORS = frozenset(
+    line
+    for line in Path(__file__).with_name("tensorflow_operators.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
 )
-"""Operators that touch files, hosts or other devices. TensorFlow's own optimizer runs what has constant inputs, so even
-a graph that nobody runs must have none of them (`DebugIdentity` writes to a file that the model names). `SaveV2` and
-`RestoreV2`, which every SavedModel has, are stateful: the optimizer leaves them alone."""
+"""Operators that a graph may have, those of its functions that nobody calls included. TensorFlow's own optimizer runs
+what has constant inputs, so even a graph that nobody runs may reach out by its operators (`DebugIdentity` writes to a
+file that the model names). `SaveV2`, `RestoreV2` and `MergeV2Checkpoints`, which every SavedModel has, are stateful: it
+leaves them be.
+The list is a file of this package and not what the installed tf2onnx knows: it holds before TensorFlow is imported, and
+another version of tf2onnx opens nothing."""
+_SHOWN_OPERATORS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +206,19 @@ def _entries(config: Any, shown: str) -> Iterator[dict[str, Any]]:
 
 
 def check_operators(names: frozenset[str], shown: str) -> None:
-    """Raise for TensorFlow operators that call Python or touch files."""
+    """Raise UnsafeModel for operators that call Python, and for all that are not among OPERATORS."""
     if python := sorted(names & _PYTHON_OPS):
         raise UnsafeModel(
             f"{shown} calls Python ({', '.join(python)}: tf.py_function or tf.numpy_function), code that is not in the "
             "file and is never run: write it with TensorFlow operations"
         )
-    if reaching := sorted(name for name in names if _REACHING_OPS.fullmatch(name)):
-        raise UnsafeModel(f"{shown} has an operator {reaching[0]}, which reaches out of the model: it is not loaded")
+    if foreign := sorted(names - OPERATORS):
+        named = ", ".join(name[:80] for name in foreign[:_SHOWN_OPERATORS])
+        named += f" and {len(foreign) - _SHOWN_OPERATORS} more" if len(foreign) > _SHOWN_OPERATORS else ""
+        raise UnsafeModel(
+            f"{shown} has operators that no inference graph needs ({named}): it is not loaded; export the model for "
+            "inference alone, with model.export('folder')"
+        )
 
 
 _SAVED_MODEL = {"saved": {2: "meta"}, "meta": {2: "graph"}, "graph": {1: "node", 2: "library"},
