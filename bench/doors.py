@@ -125,7 +125,7 @@ def export(module: Any, inputs: tuple[Any, ...], door: str, path: Path) -> Path:
 
 
 def figures(path: Path, inputs: Sequence[Any] | None) -> Figures:
-    """Reads a file and predicts it, run eagerly and as an exported program; without `inputs` the file has the shapes."""
+    """Reads a file and predicts it, run eagerly and as a program; without `inputs` the file has their shapes."""
     from dippm.artifact import open_artifact
     from dippm.case import Case, Runtime
     from dippm.frontend import InputSpec, load_graph
