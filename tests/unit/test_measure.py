@@ -7,13 +7,14 @@ import os
 import sys
 import time
 import types
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 
-from dippm.case import Allocator
+from dippm.case import Allocator, Runtime
 from dippm.data.rowfile import RowFile
 from dippm.errors import UnknownDevice
 from dippm.measure.command import of_stage, stages
@@ -86,6 +87,10 @@ def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert remaining([anchor], rows) == [anchor], "anchors are measured in every run"
     search = ZooCase(NETWORK, 1, purpose="min_cap")
     assert remaining([search], rows) == [search], "labels do not stand for a search"
+    limits = ZooCase(NETWORK, 1, runtime=Runtime.ONNXRUNTIME, purpose="onnxruntime", timed=False)
+    times, row = replace(limits, timed=True), {"case": limits.id, "purpose": "onnxruntime", "timed": False}
+    assert remaining([limits, times], [row]) == [times], "with ONNX Runtime one is not the other"
+    assert not remaining([replace(CASES[0], timed=False)], [{"case": CASES[0].id, "timed": True}])
 
 
 def test_a_large_case_waits_until_it_has_the_gpu_to_itself(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_a_case_is_named_by_its_options_and_reads_back() -> None:
     assert tight.id == plain.id + ";arena_extend_strategy=kSameAsRequested"
     assert ZooCase.from_json(tight.to_json()) == tight
     assert "options" not in plain.to_json(), "lists drawn before there were options stay what they were"
-    assert [of_stage([plain, tight], name) for name in ("onnxruntime", "timed", "rest")] == [[plain, tight], [], []]
+    stages = [of_stage([plain, tight], name) for name in ("onnxruntime", "onnxruntime-times", "timed", "rest")]
+    assert [[c.id for c in stage] for stage in stages] == [[plain.id, tight.id]] * 2 + [[], []]
+    assert [{c.timed for c in stage} for stage in stages[:2]] == [{False}, {True}]
 
 
 def test_copies_between_processors_are_counted() -> None:

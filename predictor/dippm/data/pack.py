@@ -188,13 +188,12 @@ class Choice:
             self._onnxruntime(row, run)
         elif row.get("anchor"):
             self.packed.anchors.append(columns.anchor_row(row, run))
-        elif row["case"] not in self.cases:
-            return
         elif row["purpose"] == "min_cap":
-            self.packed.caps.append(columns.cap_row(row))
-            labels = {k: row[k] for k in columns.CAP_LABELS if k in row}
-            self._caps.setdefault(row["case"], {}).update(labels)
-        else:
+            if row["case"] in self.cases or row["case"] in self.taken:
+                self.packed.caps.append(columns.cap_row(row))
+                labels = {k: row[k] for k in columns.CAP_LABELS if k in row}
+                self._caps.setdefault(row["case"], {}).update(labels)
+        elif row["case"] in self.cases:
             self._labels(row, run)
 
     def _labels(self, row: Row, run: Row) -> None:
@@ -224,7 +223,8 @@ class Choice:
         found = columns.ort_row(row, run, known)
         key = (found["id"], found["run"], found["provider"], found["provider_options"], found["session_options"])
         if key in self._ort:
-            self._ort[key].update({k: v for k, v in found.items() if v not in (None, "", "{}")})
+            kept = self._ort[key]
+            kept.update({k: v for k, v in found.items() if kept[k] in (None, "", "{}")})
             return
         self._ort[key] = found
         self.packed.onnxruntime.append(found)

@@ -1,9 +1,9 @@
 """`dippm measure`: measures a list of cases on this machine's GPU, row by row, and resumes where it stopped.
 
 Stages run one after the other, each with its own time: `anchors`, `timed` (one process on the GPU at a time),
-`memory` (side by side), `caps` (the smallest cap), `rest` (memory of what `timed` did not reach) and `onnxruntime`
-(ONNX files as ONNX Runtime runs them: memory and the smallest limit side by side, times alone). What a stage does not
-reach is left for the next run.
+`memory` (side by side), `caps` (the smallest cap), `rest` (memory of what `timed` did not reach), and of ONNX files as
+ONNX Runtime runs them `onnxruntime` (memory and the smallest limit, side by side) and `onnxruntime-times` (latency,
+one at a time). What a stage does not reach is left for the next run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from dippm.measure.nvml import require_gpu
 from dippm.measure.schedule import Plan, Schedule, pin, remaining
 from dippm.zoo.case import ZooCase, read_cases
 
-STAGES = ("anchors", "timed", "memory", "caps", "rest", "onnxruntime")
+STAGES = ("anchors", "timed", "memory", "caps", "rest", "onnxruntime", "onnxruntime-times")
+ORT_STAGES = STAGES[-2:]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="rows are appended here (gzip members of JSON lines)")
     parser.add_argument(
         "--stages", type=stages, default="anchors:60,timed:1800,anchors:60,memory:1800,caps:300",
-        help="stage:seconds, in order, of anchors, timed, memory, caps, rest, onnxruntime (default: %(default)s)",
+        help=f"stage:seconds, in order, of {', '.join(STAGES)} (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=12, help="processes side by side where no time is taken")
     parser.add_argument("--builders", type=int, default=3, help="processes of which one at a time takes times")
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"== {name} ({seconds:g} s)", file=sys.stderr, flush=True)
             chosen = remaining(of_stage(cases, name), rows.rows())[: args.limit]
             plan = stage_plan(args, name, seconds)
-            lock = Path(folder) / "gpu.lock" if name in ("anchors", "timed", "onnxruntime") else None
+            lock = Path(folder) / "gpu.lock" if name in ("anchors", "timed", *ORT_STAGES) else None
             extra = {"run": report["run"], "stage": index}
             Schedule(plan, server(lock, name), lambda row, extra=extra: rows.append({**row, **extra})).run(chosen)  # type: ignore[misc]
     return 0
@@ -92,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
 
 def of_stage(cases: list[ZooCase], stage: str) -> list[ZooCase]:
     """The cases that a stage measures, in the list's order."""
-    if stage == "onnxruntime":
-        return [c for c in cases if c.runtime is Runtime.ONNXRUNTIME]
+    if stage in ORT_STAGES:
+        timed = stage == "onnxruntime-times"
+        return [replace(c, timed=timed) for c in cases if c.runtime is Runtime.ONNXRUNTIME]
     cases = [c for c in cases if c.runtime is not Runtime.ONNXRUNTIME]
     if stage == "anchors":
         return [c for c in cases if c.anchor]
@@ -112,8 +114,8 @@ def stage_plan(args: argparse.Namespace, stage: str, seconds: float) -> Plan:
     if stage in ("anchors", "timed"):
         return Plan(args.builders, 40, args.budget_gib * 1024, seconds, grouped=False)
     if stage == "caps":
-        return Plan(args.workers, 1, args.budget_gib * 1024, seconds, case_seconds=120.0)
-    if stage == "onnxruntime":
+        return Plan(args.workers, args.per_process, args.budget_gib * 1024, seconds, case_seconds=120.0)
+    if stage in ORT_STAGES:
         return Plan(args.workers, args.per_process, args.budget_gib * 1024, seconds, case_seconds=240.0)
     return Plan(args.workers, args.per_process, args.budget_gib * 1024, seconds)
 
@@ -154,9 +156,9 @@ def server(lock: Path | None, stage: str) -> Any:
 
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
-        if lock is not None and stage != "onnxruntime":
+        if lock is not None and stage not in ORT_STAGES:
             pin(os.getpid() % 4)
-        if stage not in ("caps", "onnxruntime"):
+        if stage not in ("caps", *ORT_STAGES):
             set_allocator(allocator)
         bench = Bench(open_gpu(), lock)
         while line := pipe.recv():

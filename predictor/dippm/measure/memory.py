@@ -15,6 +15,7 @@ from dippm.case import Allocator, Mode, Precision, Runtime
 from dippm.measure import counters
 from dippm.measure.counters import MIB
 from dippm.measure.nvml import Gpu
+from dippm.measure.runtimes import UNSETTLED_PASSES, torchscript_forward
 from dippm.zoo.build import batch_statistics, example_inputs, fill, float_dtype, normalises_batches, place
 from dippm.zoo.case import ZooCase
 
@@ -85,6 +86,8 @@ class Loaded:
     reserved_bytes: int
     start_bytes: int
     """Allocated before the case was loaded: what earlier cases of this process leaked, zero if nothing."""
+    steady_passes: int = STEADY_PASSES
+    """Passes after the first whose peak counts."""
 
     def close(self) -> None:
         """Drops module and inputs and gives the memory back to the driver."""
@@ -125,6 +128,8 @@ def load(case: ZooCase, module: torch.nn.Module, *, calibrate: bool = True) -> L
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             run = torch.export.export(module, inputs).module()
+    elif case.runtime is Runtime.TORCHSCRIPT:
+        run = torchscript_forward(module, inputs)
     release()
     here = counters.read()
     placed, mode = here.allocated - start, case.mode
@@ -133,7 +138,8 @@ def load(case: ZooCase, module: torch.nn.Module, *, calibrate: bool = True) -> L
         with gradient_mode(mode):
             return run(*inputs)
 
-    return Loaded(forward, weights, placed - weights, here.reserved, start)
+    steady = UNSETTLED_PASSES if case.runtime is Runtime.TORCHSCRIPT else STEADY_PASSES
+    return Loaded(forward, weights, placed - weights, here.reserved, start, steady)
 
 
 def measure_memory(loaded: Loaded, gpu: Gpu) -> MemoryLabels:
@@ -149,7 +155,7 @@ def measure_memory(loaded: Loaded, gpu: Gpu) -> MemoryLabels:
     del out
     counters_reserved = counters.read().reserved_peak
     counters.reset_peak()
-    for _ in range(STEADY_PASSES):
+    for _ in range(loaded.steady_passes):
         out = loaded.forward()
         del out
     torch.cuda.synchronize()

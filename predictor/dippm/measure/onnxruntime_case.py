@@ -6,8 +6,8 @@
 | `process_mib` | NVML memory of the process after three passes: one session, inputs on the device |
 | `memory_mib` | `process_mib` less `context_mib` |
 | `weights_mib` | NVML memory of the process once the session is made, less `context_mib` |
-| `min_cap_mib` | smallest `gpu_mem_limit` under which three passes succeed (to 1 %), weights included |
-| `latency_ms` | mean of 30 passes after 5 warm-ups, alone on the GPU, all on the device, each pass waited for |
+| `min_cap_mib` | smallest `gpu_mem_limit` under which passes succeed (to 2 %), weights included |
+| `latency_ms` | of timed cases: mean of 30 passes after 5 warm-ups, alone on the GPU, each waited for |
 | `first_ms` | the first pass |
 | `more` | beside these: |
 | `arena_mib` | what ONNX Runtime's arena took from the device by its own log, weights included |
@@ -34,8 +34,7 @@ import torch
 from dippm.measure.gpu_lock import GpuLock
 from dippm.measure.onnxruntime_export import OnnxFile, export
 from dippm.measure.onnxruntime_options import OrtOptions
-from dippm.measure.onnxruntime_session import MIB, Request, trial
-from dippm.replay.search import RESOLUTION
+from dippm.measure.onnxruntime_session import LIMIT_RESOLUTION, MIB, Request, trial
 from dippm.zoo.build import example_inputs, float_dtype
 from dippm.zoo.case import ZooCase
 
@@ -50,9 +49,13 @@ LABELS = (
 CUDA = "CUDAExecutionProvider"
 
 
-def measure(case: ZooCase, lock: GpuLock | None, *, caps: bool = True, provider: str = CUDA) -> dict[str, Any]:
-    """The case's labels. Raises torch.OutOfMemoryError where it does not fit the GPU, RuntimeError where it fails."""
-    options = OrtOptions.of(case.options)
+def measure(case: ZooCase, lock: GpuLock | None, *, provider: str = CUDA) -> dict[str, Any]:
+    """The case's labels: of a timed case its times, of another the smallest limit too.
+
+    Whoever takes times has the GPU alone, whoever searches a limit keeps it for a minute: a stage does the one or the
+    other. Raises torch.OutOfMemoryError where the case does not fit the GPU, RuntimeError where it fails.
+    """
+    options, caps = OrtOptions.of(case.options), not case.timed
     with tempfile.TemporaryDirectory() as folder:
         file = export(case, Path(folder))
         arrays = example_inputs(case.network.inputs, case.batch, torch.device("cpu"), float_dtype(case.precision))
@@ -91,5 +94,5 @@ def confirmed(request: Request, free: dict[str, Any]) -> dict[str, Any]:
         trials += 1
         if row["status"] == "ok":
             return {"min_cap_mib": limit, "cap_trials": trials, "capped_process_mib": row["process_mib"]}
-        limit *= 1 + RESOLUTION
+        limit *= 1 + LIMIT_RESOLUTION
     return {"min_cap_mib": None, "cap_trials": trials, "cap_unclear": f"no fresh process passed: {row['reason']}"}

@@ -51,13 +51,14 @@ class OnnxFile:
 
 def export(case: ZooCase, folder: Path) -> OnnxFile:
     """Writes the case's network into `folder`, in a process of its own that sees no GPU: exporters may make a CUDA
-    context, after which nothing that is forked from here could. Raises RuntimeError with what the second exporter
-    said if both fail."""
+    context, after which nothing that is forked from here could. One thread: those of a pool do not survive a fork, and
+    would be waited for. Raises RuntimeError with what the second exporter said if both fail."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            torch.set_num_threads(1)
             answer: dict[str, Any] = asdict(_export(case, folder))
             answer["path"] = str(answer["path"])
         except Exception as error:  # the parent raises it again

@@ -32,6 +32,9 @@ from dippm.replay.search import search
 MIB = 2.0**20
 PASSES = 3
 """The second pass lays the activations out in one block, so the third is the first that is like all later ones."""
+PASSES_UNDER_LIMIT = 2
+"""The third takes nothing that the second did not."""
+LIMIT_RESOLUTION = 0.02
 WARM_UPS = 5
 TIMED_PASSES = 30
 LONGEST_SECONDS = 0.8
@@ -56,9 +59,10 @@ class Request:
     lock: GpuLock | None = None
     timed: bool = False
     complete: bool = False
-    """Also look at the outputs, and at what the arena takes when it grows by no more than it is asked for."""
+    """Also look at the outputs."""
     search: bool = False
-    """Then also search the smallest limit, above `least_mib`."""
+    """Then also see what the arena takes when it grows by no more than it is asked for, and search the smallest limit,
+    above `least_mib`."""
     least_mib: float = 0.0
     provider: str = "CUDAExecutionProvider"
 
@@ -146,12 +150,11 @@ def _run(request: Request) -> dict[str, Any]:
         }  # fmt: skip
         if request.complete:
             row |= _looked_at(binding)
-            with lock.shared() if lock else contextlib.nullcontext():
-                del session, binding, forward
-                again = _Again(onnxruntime, request, addresses, device, log)
+            del session, binding, forward
+            again = _Again(onnxruntime, request, addresses, device, log)
+            if request.search:
                 row["tight_arena_mib"] = again.tight_mib()
-                if request.search:
-                    row |= again.smallest_limit(row)
+                row |= again.smallest_limit(row)
         return row
 
 
@@ -224,11 +227,12 @@ class _Again:
         gc.collect()
         begin = self.log.seek(0, os.SEEK_END)
         try:
-            session = _session(self.onnxruntime, request, request.options)
-            forward, _ = _bound(session, request.inputs, self.addresses, self.device)
-            for _ in range(passes):
-                forward()
-            self.device.synchronize()
+            with request.lock.shared() if request.lock else contextlib.nullcontext():
+                session = _session(self.onnxruntime, request, request.options)
+                forward, _ = _bound(session, request.inputs, self.addresses, self.device)
+                for _ in range(passes):
+                    forward()
+                self.device.synchronize()
         except Exception as error:  # a limit that is too small ends in whatever the node at hand makes of it
             reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
             self.unclear = self.unclear if is_out_of_memory(reason) else reason
@@ -243,13 +247,14 @@ class _Again:
         return self.arena_mib(replace(self.request, options=tight), 1)
 
     def smallest_limit(self, free: dict[str, Any]) -> dict[str, Any]:
-        """Searches the smallest limit under which three passes succeed."""
+        """Searches the smallest limit under which passes succeed."""
 
         def passes(limit_mib: float) -> float | None:
-            return self.arena_mib(replace(self.request, limit_bytes=int(limit_mib * MIB)), PASSES)
+            return self.arena_mib(replace(self.request, limit_bytes=int(limit_mib * MIB)), PASSES_UNDER_LIMIT)
 
         low, high, tight = max(free["reserved_mib"], self.request.least_mib), free["arena_mib"], free["tight_arena_mib"]
-        found = search(passes, guess=(low + high) / 2 if tight is None else tight * 1.005, low=low, high=high)
+        guess = (low + high) / 2 if tight is None else tight * 1.005
+        found = search(passes, guess=guess, low=low, high=high, resolution=LIMIT_RESOLUTION)
         return {
             "min_cap_mib": found.passed, "cap_failed_mib": found.failed, "cap_trials": found.trials,
             "cap_unclear": self.unclear,

@@ -92,8 +92,19 @@ class _Slot:
 
 def remaining(cases: Iterable[ZooCase], rows: Iterable[dict[str, Any]]) -> list[ZooCase]:
     """The cases whose row is still missing (anchors are always measured again): how a run resumes."""
-    done = {(row["case"], row.get("purpose", "labels")) for row in rows if "case" in row and not row.get("anchor")}
-    return [case for case in cases if case.anchor or (case.id, case.purpose) not in done]
+    done = {
+        (row["case"], row.get("purpose", "labels"), row.get("timed", False))
+        for row in rows
+        if "case" in row and not row.get("anchor")
+    }
+    return [case for case in cases if case.anchor or not done & _served_by(case)]
+
+
+def _served_by(case: ZooCase) -> set[tuple[str, str, bool]]:
+    """Rows that make a measurement of the case needless: with ONNX Runtime times and limits are taken apart, else a row
+    with times holds all that one without them would."""
+    apart = case.purpose == "onnxruntime"
+    return {(case.id, case.purpose, timed) for timed in ((case.timed,) if apart else (False, True))}
 
 
 def tag(case: ZooCase, row: dict[str, Any]) -> dict[str, Any]:

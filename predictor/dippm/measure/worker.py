@@ -9,7 +9,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Bench:
     lock: Path | None
     measured: int = 0
     """Cases measured in this process before: its context holds their kernels too."""
+    prober: caps.Prober = field(default_factory=caps.Prober)
+    """Runs trials of the smallest cap; a process that does must not touch CUDA itself."""
     constructed: tuple[str, torch.nn.Module] | None = None
     """The last network (its key, and the module as constructed): the next case is often of the same one."""
 
@@ -89,7 +91,7 @@ def measure_case(case: ZooCase, bench: Bench) -> dict[str, Any]:
         if case.runtime is Runtime.ONNXRUNTIME:
             row |= onnxruntime_case.measure(case, GpuLock(bench.lock) if bench.lock else None)
         elif case.purpose == "min_cap":
-            row |= caps.smallest_cap(case)
+            row |= caps.smallest_cap(case, bench.prober)
         else:
             module = bench.module(case.network)
             with alone(bench.lock if case.timed else None):

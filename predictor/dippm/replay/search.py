@@ -1,4 +1,4 @@
-"""The search for the smallest `gpu_mem_limit` that passes, whatever a trial is."""
+"""The search for the smallest cap (or `gpu_mem_limit`) that passes, whatever a trial is."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ class Found:
     trials: int
 
 
-def search(passes: Callable[[float], float | None], *, guess: float, low: float, high: float) -> Found:
-    """Between `low` (sure to fail) and `high` (sure to pass), to `RESOLUTION`: from the guess in growing steps until
+def search(
+    passes: Callable[[float], float | None], *, guess: float, low: float, high: float, resolution: float = RESOLUTION
+) -> Found:
+    """Between `low` (sure to fail) and `high` (sure to pass), to `resolution`: from the guess in growing steps until
     one trial passed and one failed, then by halves.
 
     `passes` gives None where it failed, else what was used: no more than that is needed.
@@ -27,7 +29,7 @@ def search(passes: Callable[[float], float | None], *, guess: float, low: float,
     trials, step = 0, FIRST_STEP
     tried_low = tried_high = False
     value = guess if low < guess < high else (low + high) / 2
-    while high - low > RESOLUTION * high:
+    while high - low > resolution * high:
         used = passes(value)
         trials += 1
         if used is None:

@@ -13,11 +13,16 @@ import json
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dippm.case import Allocator, Mode, Precision, Runtime
 from dippm.data.batches import TEMPLATE_BATCH
 from dippm.zoo.case import InputShape, Network, ZooCase, read_cases, write_cases
 from dippm.zoo.declare import LARGEST_MIB
+
+if TYPE_CHECKING:
+    from dippm.zoo.catalogue import Member
+    from dippm.zoo.planning import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--again", type=int, default=0, help="cases of --known to measure once more (default: %(default)s)"
     )
     listed.add_argument("--caps", type=int, default=160, help="searches for the smallest cap (default: %(default)s)")
-    listed.add_argument(
-        "--onnx", type=int, default=0, help="draw this many cases of ONNX Runtime instead of the lists above"
+    beside = listed.add_argument_group("lists beside that one; with any of these it is left out")
+    beside.add_argument("--paper", action="store_true", help="the cases that the DIPPM paper prints, in all modes")
+    beside.add_argument("--large", type=int, default=0, help="cases of 62 to 118 GB")
+    beside.add_argument("--torchscript", type=int, default=0, help="cases that TorchScript runs")
+    beside.add_argument("--searches", type=int, default=0, help="searches for the smallest cap among cases of --known")
+    beside.add_argument("--onnx", type=int, default=0, help="cases that ONNX Runtime runs")
+    beside.add_argument(
+        "--onnx-ms", type=float, default=60.0, help="longest pass expected of these (ms; default: %(default)s)"
     )
     extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
     extracted.add_argument("cases", type=Path)
@@ -77,24 +88,39 @@ def _plan(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from dippm.zoo.catalogue import broad, random_members
     from dippm.zoo.declare import anchors, declare, stratified
-    from dippm.zoo.onnx_cases import declare_onnx
     from dippm.zoo.planning import read_plans
 
     with as_file(files("dippm.zoo").joinpath("planning.jsonl")) as path:
         plans = read_plans(path)
     members = broad() + random_members(args.random, args.seed)
-    if args.onnx:
-        listed = declare_onnx(members, plans, seed=args.seed, count=args.onnx)
+    known = _known(args.known) if args.known else {}
+    if args.paper or args.large or args.torchscript or args.searches or args.onnx:
+        listed = _beside(args, members, plans, known)
         write_cases(args.cases, listed)
         print(f"{args.cases}: {len(listed)} cases of {len({c.network.key for c in listed})} networks", file=sys.stderr)
         return 0
-    known = _known(args.known) if args.known else {}
     cases = declare(members, plans, seed=args.seed, timed=args.timed, memory=args.memory, caps=args.caps, known=known)
     again = stratified(known.values(), lambda case: (case.super_family, case.precision), args.seed)[: args.again]
     write_cases(args.cases, anchors(cases) + again + cases)
     networks = len({case.network.key for case in (*cases, *again)})
     print(f"{args.cases}: {len(cases)} cases of {networks} networks, {len(again)} of them again", file=sys.stderr)
     return 0
+
+
+def _beside(
+    args: argparse.Namespace, members: list[Member], plans: dict[str, Plan], known: dict[str, ZooCase]
+) -> list[ZooCase]:
+    from dippm.zoo import supplements
+    from dippm.zoo.onnx_cases import declare_onnx
+
+    seed = args.seed
+    return [
+        *(supplements.declare_paper() if args.paper else ()),
+        *supplements.declare_large(members, plans, seed=seed, count=args.large, known=known),
+        *supplements.declare_torchscript(members, plans, seed=seed, count=args.torchscript),
+        *supplements.searches_of(known.values(), plans, seed=seed, count=args.searches),
+        *declare_onnx(members, plans, seed=seed, count=args.onnx, longest_ms=args.onnx_ms),
+    ]
 
 
 def _known(root: Path) -> dict[str, ZooCase]:
