@@ -124,8 +124,8 @@ def export(module: Any, inputs: tuple[Any, ...], door: str, path: Path) -> Path:
     return path
 
 
-def figures(path: Path, inputs: Sequence[Any]) -> Figures:
-    """Reads a file and predicts it, run eagerly and as an exported program."""
+def figures(path: Path, inputs: Sequence[Any] | None) -> Figures:
+    """Reads a file and predicts it, run eagerly and as a program; without `inputs` the file has their shapes."""
     from dippm.artifact import open_artifact
     from dippm.case import Case, Runtime
     from dippm.frontend import InputSpec, load_graph
@@ -133,7 +133,7 @@ def figures(path: Path, inputs: Sequence[Any]) -> Figures:
     from dippm.vocabulary import VIEWS
 
     artifact = open_artifact(path)
-    specs = tuple(InputSpec(None, tuple(t.shape[1:]), str(t.dtype)[6:]) for t in inputs)
+    specs = inputs and tuple(InputSpec(None, tuple(t.shape[1:]), str(t.dtype)[6:]) for t in inputs)
     graph = load_graph(artifact, batch=BATCH, inputs=specs)
     eager, program = (
         predict_graph(graph, Case(batch=BATCH, runtime=runtime, device="H200"))
@@ -192,12 +192,14 @@ def main() -> None:
             first: Figures | None = None
             for door, found in compare(name, folder):
                 first = first or found
-                print(f"{name:29.29} {door:16} {_row(found, first)}", flush=True)
+                print(f"{name:29.29} {door:16} {row(found, first)}", flush=True)
                 if args.kinds and found is not first:
                     print(" " * 30, difference(found.kinds, first.kinds))
 
 
-def _row(found: Figures, first: Figures) -> str:
+def row(found: Figures, first: Figures) -> str:
+    """The figures, each with how far it is from the first door's."""
+
     def off(name: str) -> str:
         value, wanted = getattr(found, name), getattr(first, name)
         return f"{value:9.3f} {100 * (value - wanted) / wanted:+6.2f}%"

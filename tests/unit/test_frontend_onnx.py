@@ -279,3 +279,23 @@ def test_an_operator_has_one_signature_whatever_its_door(tmp_path: Path) -> None
     assert [signature(from_onnx, i) for i in range(len(from_onnx.operators))] == [
         signature(from_torch, i) for i in range(len(from_torch.operators))
     ]
+
+
+def test_a_norm_that_was_never_trained_leaves_a_convolution_without_bias(tmp_path: Path) -> None:
+    """PyTorch's dynamo exporter folds it into the weight, and takes the bias of zeros out of the file."""
+    weight = helper.make_tensor("conv.weight", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
+    conv = helper.make_node("Conv", ["x", "conv.weight"], ["y"], name="node_Conv_1")
+    for key, value in (
+        ("pkg.onnxscript.rewriter.rule_name", "FuseBatchNormIntoConv"),
+        ("pkg.torch.onnx.name_scopes", "['', 'norm', 'batch_norm']"),
+    ):
+        conv.metadata_props.add(key=key, value=value)
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", c, s, s]) for n, c, s in (("x", 3, 8), ("y", 4, 6))
+    ]
+    graph = helper.make_graph([conv], "g", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], producer_name="pytorch")
+    onnx.save(model, tmp_path / "m.onnx")
+    found = load_graph(open_artifact(tmp_path / "m.onnx"), batch=2)
+    assert [o.kind for o in found.operators] == ["conv2d", "batch_norm"]
+    assert len(found.operators[0].inputs) == 2

@@ -307,15 +307,18 @@ def _global_max(g: Given) -> Emitted:
     return g.calls.part(g.call(aten.adaptive_max_pool2d.default, g.x(), [1, 1]), 0) if g.rank == 4 else None
 
 
+def _epsilon(g: Given) -> float:
+    """As the framework says it: ONNX holds it in single precision."""
+    return float(f"{g.attribute('epsilon', 1e-5):.6g}")
+
+
 def _batch_norm(g: Given) -> Emitted:
     x, weight, bias, mean, variance = map(g.calls.read, g.step.inputs)
-    epsilon = float(g.attribute("epsilon", 1e-5))
-    return g.call(aten.batch_norm.default, x, weight, bias, mean, variance, False, 0.1, epsilon, True)
+    return g.call(aten.batch_norm.default, x, weight, bias, mean, variance, False, 0.1, _epsilon(g), True)
 
 
 def _instance_norm(g: Given) -> Emitted:
-    epsilon = float(g.attribute("epsilon", 1e-5))
-    return g.call(aten.instance_norm.default, g.x(), g.x(1), g.x(2), None, None, True, 0.1, epsilon, True)
+    return g.call(aten.instance_norm.default, g.x(), g.x(1), g.x(2), None, None, True, 0.1, _epsilon(g), True)
 
 
 def _layer_norm(g: Given) -> Emitted:
@@ -323,7 +326,7 @@ def _layer_norm(g: Given) -> Emitted:
     shape = g.calls.static.specs[x].shape
     axis = int(g.attribute("axis", -1)) % len(shape) if g.step.converter == "LayerNormalization" else len(shape) - 1
     read = g.calls.read
-    epsilon = float(f"{g.attribute('epsilon', 1e-5):.6g}")
+    epsilon = _epsilon(g)
     operands = [*map(read, affine), None, None][:2]
     more = () if epsilon == 1e-5 else (epsilon,)
     return g.call(aten.layer_norm.default, read(x), list(shape[axis:]), *operands, *more)

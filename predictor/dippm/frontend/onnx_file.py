@@ -18,6 +18,7 @@ from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
 from dippm.frontend.onnx_types import dtype_of
 from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
+from dippm.frontend.protobuf_wire import varint
 from dippm.graph import TensorSpec
 
 MAX_GRAPH_BYTES = 512 << 20
@@ -201,17 +202,17 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
     position, end = 0, len(view)
     while position < end:
         start = position
-        tag, position = _varint(view, position, shown)
+        tag, position = varint(view, position, shown, "ONNX file")
         number, wire = tag >> 3, tag & 7
         length = 0
         if wire == 0:
-            _, position = _varint(view, position, shown)
+            _, position = varint(view, position, shown, "ONNX file")
         elif wire == 1:
             length = 8
         elif wire == 5:
             length = 4
         elif wire == 2:
-            length, position = _varint(view, position, shown)
+            length, position = varint(view, position, shown, "ONNX file")
         else:
             raise ModelFormatError(f"{shown} is a damaged ONNX file: unknown wire type {wire}")
         if position + length > end:
@@ -232,18 +233,6 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
             continue
         kept += view[start:position]
     return kept
-
-
-def _varint(view: memoryview, position: int, shown: str) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(view) and shift < 70:
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ModelFormatError(f"{shown} is a truncated or damaged ONNX file: is the download complete?")
 
 
 def _tag(value: int) -> bytes:

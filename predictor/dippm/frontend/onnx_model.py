@@ -24,6 +24,7 @@ from dippm.frontend.onnx_file import OnnxFile, read_onnx
 from dippm.frontend.onnx_fold import fold
 from dippm.frontend.onnx_fuse import fuse
 from dippm.frontend.onnx_in_place import mark_in_place
+from dippm.frontend.onnx_layout import channels_first
 from dippm.frontend.onnx_no_ops import put_clones_back, put_dropouts_back
 from dippm.frontend.onnx_program import program_of
 from dippm.frontend.onnx_restore import notes_on, put_back, restored_in
@@ -49,7 +50,10 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     if file_batch is not None and not any(static.specs[o].shape[:1] == (batch,) for o in outputs):
         raise _fixed_batch(shown, file_batch, batch)
     wanted = frozenset(outputs)
-    steps = put_clones_back(steps_of(static), static, wanted)
+    steps = steps_of(static)
+    if file.model.producer_name != "pytorch":
+        steps, bound = channels_first(steps, static, bound, wanted)
+    steps = put_clones_back(steps, static, wanted)
     steps = fuse_attention(fuse(steps, static, wanted), static, wanted)
     steps = put_back(without_the_dead(steps, wanted), static)
     steps = put_dropouts_back(steps, static, wanted)

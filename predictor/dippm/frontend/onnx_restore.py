@@ -74,7 +74,8 @@ def _norm_after(step: Step, static: StaticGraph, before: Step | None, following:
     step.outputs = [raw]
     step.took_norm_in = True
     dynamo = bool(metadata(node, "pkg.torch.onnx.name_scopes"))
-    step.without_bias = not dynamo or node.input[2].endswith(".weight_bias")
+    # A bias of zeros (the norm of a network that was never trained) is left out of the file.
+    step.without_bias = not dynamo or len(node.input) < 3 or node.input[2].endswith(".weight_bias")
     if step.without_bias:
         step.inputs = step.inputs[:2]
     norm = onnx.NodeProto()

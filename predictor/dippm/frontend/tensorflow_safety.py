@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dippm.errors import ModelFormatError, UnsafeModel
+from dippm.frontend.protobuf_wire import varint
 from dippm.tensorflow_files import HDF5, KERAS_CONFIG, SAVED_MODEL, saved_model_member
 
 MAX_CONFIG_BYTES = 64 << 20
@@ -238,13 +239,13 @@ def _walk(view: memoryview, message: str, names: set[bytes], shown: str) -> None
     """Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint or some bytes)."""
     position, end = 0, len(view)
     while position < end:
-        tag, position = _varint(view, position, shown)
+        tag, position = varint(view, position, shown, "SavedModel")
         number, wire = tag >> 3, tag & 7
         length = {1: 8, 5: 4}.get(wire, 0)
         if wire == 0:
-            _, position = _varint(view, position, shown)
+            _, position = varint(view, position, shown, "SavedModel")
         elif wire == 2:
-            length, position = _varint(view, position, shown)
+            length, position = varint(view, position, shown, "SavedModel")
         elif wire not in (1, 5):
             raise ModelFormatError(f"{shown} is a damaged SavedModel: unknown wire type {wire}")
         if position + length > end:
@@ -254,15 +255,3 @@ def _walk(view: memoryview, message: str, names: set[bytes], shown: str) -> None
         elif wire == 2 and (child := _SAVED_MODEL.get(message, {}).get(number)):
             _walk(view[position : position + length], child, names, shown)
         position += length
-
-
-def _varint(view: memoryview, position: int, shown: str) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(view) and shift < 70:
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ModelFormatError(f"{shown} is a truncated or damaged SavedModel: is the download complete?")

@@ -1,0 +1,21 @@
+"""Protobuf's wire format (https://protobuf.dev/programming-guides/encoding), as far as files are walked by hand.
+
+Only `dippm.errors` is imported: the converter's process, which has neither PyTorch nor TVM, uses it too.
+"""
+
+from __future__ import annotations
+
+from dippm.errors import ModelFormatError
+
+
+def varint(view: memoryview, position: int, shown: str, kind: str) -> tuple[int, int]:
+    """A number of at most ten bytes, and the position after it. Raises ModelFormatError that calls the file `kind`."""
+    value = shift = 0
+    while position < len(view) and shift < 70:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise ModelFormatError(f"{shown} is a truncated or damaged {kind}: is the download complete?")
