@@ -1,8 +1,9 @@
 """The same network in TensorFlow or PaddlePaddle and in PyTorch: are the figures the same?
 
 Each network is made by its own framework (`bench/models`) and, layer for layer, in PyTorch; both files are read and
-predicted, and what differs is printed as by `bench/doors.py`. Needs torchvision, and a Python with each framework
-(DIPPM_TENSORFLOW_PYTHON, DIPPM_PADDLE_PYTHON).
+predicted, and what differs is printed as by `bench/doors.py`. Needs a Python with each framework
+(DIPPM_TENSORFLOW_PYTHON, DIPPM_PADDLE_PYTHON). No local variable holds a tensor there, and no order of branches is
+told: what counts are the figures of the exported program, not the eager ones.
 
     python bench/twins.py [keras/resnet50 ...] [--files FOLDER] [--kinds]
 """
@@ -27,45 +28,45 @@ MAKERS = {
 }
 
 
-def keras_resnet50() -> Any:
-    """ResNet-50 as `keras.applications` has it: the stride in the first convolution of a block, biases everywhere."""
+def resnet50(keras: bool) -> Any:
+    """ResNet-50. Keras strides in the first convolution of a block, has biases, and pads before it pools."""
     from functools import partial
 
     from torch import nn
 
-    norm = partial(nn.BatchNorm2d, eps=1.001e-5)
+    norm = partial(nn.BatchNorm2d, eps=1.001e-5 if keras else 1e-5)
+    conv = partial(nn.Conv2d, bias=keras)
 
     class Block(nn.Module):
         def __init__(self, width_in: int, width: int, stride: int, projects: bool) -> None:
             super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(width_in, width, 1, stride), norm(width)
-            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), norm(width)
-            self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1), norm(4 * width)
+            first, second = (stride, 1) if keras else (1, stride)
+            self.conv1, self.bn1 = conv(width_in, width, 1, first), norm(width)
+            self.conv2, self.bn2 = conv(width, width, 3, second, padding=1), norm(width)
+            self.conv3, self.bn3 = conv(width, 4 * width, 1), norm(4 * width)
             self.relu = nn.ReLU(inplace=True)
             self.shortcut = None
             if projects:
-                self.shortcut = nn.Sequential(nn.Conv2d(width_in, 4 * width, 1, stride), norm(4 * width))
+                self.shortcut = nn.Sequential(conv(width_in, 4 * width, 1, stride), norm(4 * width))
 
         def forward(self, x: Any) -> Any:
             y = self.relu(self.bn1(self.conv1(x)))
             y = self.relu(self.bn2(self.conv2(y)))
-            y = self.bn3(self.conv3(y))  # tf2onnx writes this branch first: the order is not TensorFlow's to say
+            y = self.bn3(self.conv3(y))  # both converters write this branch first
             return self.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
-    layers: list[Any] = [
-        nn.Conv2d(3, 64, 7, 2, 3), norm(64), nn.ReLU(inplace=True), nn.ZeroPad2d(1), nn.MaxPool2d(3, 2),
-    ]  # fmt: skip
+    pool = [nn.ZeroPad2d(1), nn.MaxPool2d(3, 2)] if keras else [nn.MaxPool2d(3, 2, 1)]
+    layers: list[Any] = [conv(3, 64, 7, 2, 3), norm(64), nn.ReLU(inplace=True), *pool]
     width_in = 64
     for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
         for number in range(count):
             layers.append(Block(width_in, width, stride if number == 0 else 1, projects=number == 0))
             width_in = 4 * width
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, 1000), nn.Softmax(-1)]
-    return nn.Sequential(*layers, *head)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, 1000), *_end(keras))
 
 
-def keras_vgg16() -> Any:
-    """VGG-16 as `keras.applications` has it: no dropout."""
+def vgg16(keras: bool) -> Any:
+    """VGG-16. Keras leaves the pooling before the classifier and its dropouts away."""
     from torch import nn
 
     layers: list[Any] = []
@@ -75,25 +76,26 @@ def keras_vgg16() -> Any:
             layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU(inplace=True)]
             width_in = width
         layers.append(nn.MaxPool2d(2))
+    pool, drop = ([], []) if keras else ([nn.AdaptiveAvgPool2d(7)], [nn.Dropout()])
     head = [
-        nn.Flatten(), nn.Linear(512 * 49, 4096), nn.ReLU(inplace=True), nn.Linear(4096, 4096), nn.ReLU(inplace=True),
-        nn.Linear(4096, 1000), nn.Softmax(-1),
+        *pool, nn.Flatten(), nn.Linear(512 * 49, 4096), nn.ReLU(inplace=True), *drop, nn.Linear(4096, 4096),
+        nn.ReLU(inplace=True), *drop, nn.Linear(4096, 1000), *_end(keras),
     ]  # fmt: skip
     return nn.Sequential(*layers, *head)
 
 
-def keras_mobilenetv2() -> Any:
-    """MobileNetV2 as `keras.applications` has it: where it strides, it pads at one end."""
+def mobilenet_v2(keras: bool) -> Any:
+    """MobileNetV2. Keras pads at one end where it strides."""
     from functools import partial
 
     from torch import nn
 
-    norm = partial(nn.BatchNorm2d, eps=1e-3)
+    norm = partial(nn.BatchNorm2d, eps=1e-3 if keras else 1e-5)
 
     def convolution(
         width_in: int, width: int, size: int, stride: int = 1, groups: int = 1, acts: bool = True
     ) -> list[Any]:
-        pads = [nn.ZeroPad2d((0, 1, 0, 1))] if stride == 2 else []
+        pads = [nn.ZeroPad2d((0, 1, 0, 1))] if keras and stride == 2 else []
         conv = nn.Conv2d(width_in, width, size, stride, 0 if pads else size // 2, groups=groups, bias=False)
         return [*pads, conv, norm(width), *([nn.ReLU6(inplace=True)] if acts else [])]
 
@@ -116,25 +118,23 @@ def keras_mobilenetv2() -> Any:
         for number in range(count):
             layers.append(Block(width_in, width, stride if number == 0 else 1, expansion))
             width_in = width
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000), nn.Softmax(-1)]
+    drop = [] if keras else [nn.Dropout(0.2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop, nn.Linear(1280, 1000), *_end(keras)]
     return nn.Sequential(*layers, *convolution(width_in, 1280, 1), *head)
 
 
-def _torchvision(name: str) -> Callable[[], Any]:
-    def build() -> Any:
-        from torchvision import models
+def _end(keras: bool) -> list[Any]:
+    from torch import nn
 
-        return getattr(models, name)()
-
-    return build
+    return [nn.Softmax(-1)] if keras else []
 
 
 TWINS: dict[str, Callable[[], Any]] = {
-    "keras/resnet50": keras_resnet50, "keras/vgg16": keras_vgg16, "keras/mobilenetv2": keras_mobilenetv2,
-    "paddle/resnet50": _torchvision("resnet50"), "paddle/vgg16": _torchvision("vgg16"),
-    "paddle/mobilenet_v2": _torchvision("mobilenet_v2"),
+    "keras/resnet50": lambda: resnet50(keras=True), "keras/vgg16": lambda: vgg16(keras=True),
+    "keras/mobilenetv2": lambda: mobilenet_v2(keras=True), "paddle/resnet50": lambda: resnet50(keras=False),
+    "paddle/vgg16": lambda: vgg16(keras=False), "paddle/mobilenet_v2": lambda: mobilenet_v2(keras=False),
 }  # fmt: skip
-"""PyTorch's side of each; PaddlePaddle's vision models are torchvision's."""
+"""PyTorch's side of each, by the names of `bench/models`."""
 
 
 def made(name: str, folder: Path) -> Path:

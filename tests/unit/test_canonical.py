@@ -23,13 +23,16 @@ from torch.nn import functional
 
 from dippm.artifact import open_artifact
 from dippm.case import Case, Precision, Runtime
+from dippm.errors import ModelFormatError
 from dippm.folding import fold_batch_norms
 from dippm.frontend import InputSpec, graph_from_module, load_graph
+from dippm.frontend.converter import PADDLE, TENSORFLOW
 from dippm.graph import ModelGraph
 from dippm.prediction import Prediction
 from dippm.predictor import predict_graph
 
 BATCH = 4
+MODELS = Path(__file__).parents[1] / "models"
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
@@ -405,9 +408,35 @@ def test_causal_attention_and_its_scale_are_told_apart(tmp_path: Path) -> None:
     assert len(attention.inputs) == 3
 
 
-def _bench() -> ModuleType:
-    name = "bench_doors"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "bench" / "doors.py")
+DYNAMO = sorted((MODELS / "dynamo").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("path", DYNAMO, ids=lambda path: path.stem)
+def test_the_dynamo_exporter_s_file_comes_to_the_same_graph(path: Path) -> None:
+    """The files are made by tests/models/make_dynamo.py."""
+    build, inputs = NETWORKS[path.stem]
+    wanted = graph_from_module(module_of(build), list(inputs), batch=BATCH)
+    found = load_graph(open_artifact(path), batch=BATCH)
+    assert _copies_alike(work(found)) == _copies_alike(work(wanted))
+    for runtime in (Runtime.EAGER, Runtime.GRAPH):
+        right, ours = priced(wanted, runtime), priced(found, runtime)
+        for count in ("convs", "denses"):
+            assert ours.static_features[count] == right.static_features[count]
+        assert ours.static_features["macs"] == pytest.approx(right.static_features["macs"], rel=0.005)
+        assert ours.allocated_mib == pytest.approx(right.allocated_mib, rel=0.02), runtime
+        assert ours.device_ms == pytest.approx(right.device_ms, rel=0.05), runtime
+
+
+def _copies_alike(kinds: Counter[str]) -> Counter[str]:
+    """A reshape that copies is a clone and a view in that exporter's files: one kernel either way."""
+    return Counter({"copied": kinds["copy"] + kinds["reshape"]}) + Counter(
+        {k: n for k, n in kinds.items() if k not in ("copy", "reshape")}
+    )
+
+
+def _bench(script: str) -> ModuleType:
+    name = f"bench_{script}"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "bench" / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -415,7 +444,7 @@ def _bench() -> ModuleType:
     return module
 
 
-doors = _bench()
+doors, twins = _bench("doors"), _bench("twins")
 
 
 @pytest.mark.parametrize("name", doors.ARCHITECTURES)
@@ -427,3 +456,39 @@ def test_well_known_architectures_through_every_door(name: str, tmp_path: Path) 
         first = first or found
         if (name, door) not in doors.SHORT:
             assert doors.within(found, first), f"{name} {door}: {doors.off(found, first)}"
+
+
+def _agree(name: str, path: Path) -> None:
+    """A network of another framework against PyTorch's of the same layers, as exported programs."""
+    graphs = (
+        graph_from_module(
+            twins.TWINS[name]().to("meta").eval(), [torch.zeros(IMAGE[0].shape, device="meta")], batch=BATCH
+        ),
+        load_graph(open_artifact(path), batch=BATCH),
+    )
+    right, ours = (priced(graph, Runtime.GRAPH) for graph in graphs)
+    assert [o.kind for o in graphs[1].operators if o.kind.startswith(("conv", "linear"))] == [
+        o.kind for o in graphs[0].operators if o.kind.startswith(("conv", "linear"))
+    ]
+    assert ours.static_features["macs"] == pytest.approx(right.static_features["macs"], rel=0.005)
+    assert ours.allocated_mib == pytest.approx(right.allocated_mib, rel=0.02)
+    assert ours.device_ms == pytest.approx(right.device_ms, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["keras/mobilenetv2", "paddle/mobilenet_v2"])
+def test_what_a_converter_wrote_is_the_network_that_pytorch_has(name: str) -> None:
+    """The files are made by tests/models/make_converted.py."""
+    _agree(name, MODELS / "converted" / f"{name.replace('/', '_')}.onnx")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", twins.TWINS)
+def test_other_frameworks_files_are_the_networks_that_pytorch_has(name: str, tmp_path: Path) -> None:
+    converter = TENSORFLOW if name.startswith("keras") else PADDLE
+    try:
+        installed = all(converter.installed().values())
+    except ModelFormatError:
+        installed = False
+    if not installed:
+        pytest.skip(f"needs {converter.name}: {converter.install}, or set {converter.setting}")
+    _agree(name, twins.made(name, tmp_path))
