@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ("README.md",)
+PAGES = ("README.md", "docs/accuracy.md")
 BLOCK = re.compile(r"(<!-- quoted -->\n```[a-z]*\n)(.*?)(?=```)", re.DOTALL)
 PRINTED = re.compile(r"(<!-- printed by: (.*?) -->\n\n)(.*?\n)(?=<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w]|\.\d)")
