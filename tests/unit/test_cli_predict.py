@@ -36,7 +36,7 @@ class Given:
 
     device = "H200"
 
-    def estimate(self, graph: ModelGraph, case: Case, *, risk_percent: float) -> Estimates:
+    def estimate(self, graph: ModelGraph, case: Case, *, work: object, risk_percent: float) -> Estimates:
         count = len(graph.operators)
         bound = UpperBound(0.1, risk_percent, "known", 100)
         return Estimates(

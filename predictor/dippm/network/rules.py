@@ -13,8 +13,9 @@ from dippm.replay.workspace import workspace_bytes
 
 GATES: Mapping[str, int] = {"lstm": 4, "gru": 3, "rnn": 1}
 ALWAYS = frozenset({KIND, *GATES})
-"""Kinds whose rule is taken although their workspace was measured: which kernel PyTorch picks for attention is no matter
-of statistics, and of recurrent layers too few are measured (36 held-back cases: 25 % off by the network, 16 % by rule)."""
+"""Kinds whose rule is taken although their workspace was measured: which kernel PyTorch picks for attention is no
+matter of statistics, and of recurrent layers too few are measured (of 36 held-back cases the network was 25 % off, the
+rule 16 %)."""
 
 
 def workspace_rules(
