@@ -375,7 +375,7 @@ async def test_layer_that_does_not_do(tmp_path: Path, kind: str, content: bytes,
 
 
 async def test_a_layer_of_several_gzip_archives_keeps_its_files(fetcher: Fetcher, content: bytes) -> None:
-    """As estargz and pigz write it: an archive for each file, or for each block; padded at its end."""
+    """As estargz writes it: an archive for each file, or for each block; padded at its end."""
     plain = tar_of(readme__md=b"first", net__onnx=content)
     cuts = [0, 700, 1024, 1025, len(plain)]
     packed = b"".join(gzip.compress(plain[a:b]) for a, b in pairwise(cuts)) + bytes(300)

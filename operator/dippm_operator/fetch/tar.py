@@ -56,7 +56,7 @@ class Gunzipped:
         return None if look is None else Look(look.etag, content_digest=look.content_digest)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Of all gzip archives in a row (RFC 1952, 2.2), as estargz and pigz write them.
+        """Of all gzip archives in a row (RFC 1952, 2.2), as estargz writes them.
 
         Raises ArtifactTooLarge for a layer that unpacks to more than may be fetched, ArtifactUnreachable for one that
         is damaged.

@@ -2,8 +2,9 @@
 
 1. `namespace`: a network namespace of its own, which has no way out. Container runtimes refuse it as a rule (their
    seccomp profile has no `unshare`), and so do kernels without user namespaces.
-2. `filter`: a seccomp filter of its own, with which the kernel refuses new sockets (of every family, and by io_uring)
-   and, once the libraries are loaded, other programs. No privilege is needed; x86-64 and arm64.
+2. `filter`: a seccomp filter of its own, with which the kernel refuses new sockets (of every family, and by io_uring),
+   the calls that take sockets or memory from another process, and, once the libraries are loaded, other programs. No
+   privilege is needed; x86-64 and arm64. It does not close `/proc/PID/mem` of a process of the same user.
 3. An audit hook, always: it stops what Python code would do, and native code never meets it.
 
 Only the standard library is imported. https://docs.kernel.org/userspace-api/seccomp_filter.html
@@ -38,12 +39,40 @@ class _Machine:
     socket: int
     execve: int
     execveat: int
+    ptrace: int
+    process_vm_readv: int
+    process_vm_writev: int
     io_uring_setup: int = 425
+    pidfd_getfd: int = 438
+
+    @property
+    def reaching_out(self) -> tuple[int, ...]:
+        """New sockets, and what belongs to another process of the same user: its sockets, its memory."""
+        others = (self.ptrace, self.process_vm_readv, self.process_vm_writev, self.pidfd_getfd)
+        return (self.socket, self.io_uring_setup, *others)
 
 
 _MACHINES = {
-    "x86_64": _Machine(audit=0xC000003E, seccomp=317, socket=41, execve=59, execveat=322),
-    "aarch64": _Machine(audit=0xC00000B7, seccomp=277, socket=198, execve=221, execveat=281),
+    "x86_64": _Machine(
+        audit=0xC000003E,
+        seccomp=317,
+        socket=41,
+        execve=59,
+        execveat=322,
+        ptrace=101,
+        process_vm_readv=310,
+        process_vm_writev=311,
+    ),
+    "aarch64": _Machine(
+        audit=0xC00000B7,
+        seccomp=277,
+        socket=198,
+        execve=221,
+        execveat=281,
+        ptrace=117,
+        process_vm_readv=270,
+        process_vm_writev=271,
+    ),
 }
 _X32_BIT = 0x40000000
 """Of the numbers by which x86-64 has the same calls once more."""
@@ -71,7 +100,7 @@ def leave_network() -> tuple[str, ...]:
     """Put up the walls that the kernel allows; their names. Only while there is a single thread."""
     made: bool = ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
     machine = _MACHINES.get(platform.machine())
-    filtered = machine is not None and _filter(machine, (machine.socket, machine.io_uring_setup))
+    filtered = machine is not None and _filter(machine, machine.reaching_out)
     return (NAMESPACE,) * made + (FILTER,) * filtered
 
 
@@ -99,7 +128,12 @@ def walls_here() -> tuple[str, ...]:
     """The walls that a process which reads files has on this machine, beside the audit hook; tried in one."""
     code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import isolation; "
     code += "print(*isolation.leave_network())"
-    tried = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False, timeout=20
+        )
+    except subprocess.TimeoutExpired:
+        return ()
     return tuple(tried.stdout.split())
 
 

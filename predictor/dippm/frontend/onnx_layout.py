@@ -33,4 +33,4 @@ def channels_first(
 
 
 def _turns(step: Step, rank: int) -> bool:
-    return step.given.get("perm") == _TO_FIRST.get(rank)
+    return rank in _TO_FIRST and step.given.get("perm") == _TO_FIRST[rank]

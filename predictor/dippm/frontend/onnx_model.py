@@ -51,13 +51,14 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
         raise _fixed_batch(shown, file_batch, batch)
     wanted = frozenset(outputs)
     steps = steps_of(static)
-    if file.model.producer_name != "pytorch":
+    by_pytorch = file.model.producer_name == "pytorch"
+    if not by_pytorch:
         steps, bound = channels_first(steps, static, bound, wanted)
     steps = put_clones_back(steps, static, wanted)
     steps = fuse_attention(fuse(steps, static, wanted), static, wanted)
     steps = put_back(without_the_dead(steps, wanted), static)
     steps = put_dropouts_back(steps, static, wanted)
-    mark_in_place(steps, static, wanted)
+    mark_in_place(steps, static, wanted, by_pytorch=by_pytorch)
     graph = graph_of_program(program_of(steps, static, bound, outputs), batch=batch, format="onnx")
     return replace(graph, restored=restored_in(steps), notes=tuple(notes_on(file.model, steps)))
 
