@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dippm.data.pack import Graphs, call_of, pack, write
 from dippm.data.reader import node_labels
 from dippm.data.rows import MeasuredCall, OperatorRows
 from dippm.data.symbols import Shapes, concrete, symbolic
+from dippm.errors import DippmError
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm.measure.operators import argument_text
 
@@ -323,3 +325,10 @@ def test_published_graphs_hold_the_weights_that_were_measured(published: DataSet
         )
         assert case.weights_mib is not None
         assert placed / 2**20 == pytest.approx(case.weights_mib, rel=0.06, abs=3), case.id
+
+
+def test_without_pyarrow_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "cases.parquet").write_bytes(b"")
+    with pytest.raises(DippmError, match=r"pip install 'dippm\[train\]'"):
+        DataSet(tmp_path).rows("cases")

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dippm.errors import DippmError
+
 LEVEL, TRIAL_LEVEL = 19, 3
 ONE_PAGE = 1 << 30
 ENCODINGS = {True: ("", "PLAIN", "DELTA_BYTE_ARRAY"), False: ("", "PLAIN", "BYTE_STREAM_SPLIT")}
@@ -66,17 +68,23 @@ def _smallest(table: Any) -> str:
     return min(sizes, key=lambda encoding: sizes[encoding])
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file, as Python values."""
-    import pyarrow.parquet as parquet
+def _parquet() -> Any:
+    """pyarrow's reader of Parquet. Raises DippmError where pyarrow is not installed."""
+    try:
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError as error:
+        raise DippmError("a data set's tables are Parquet, which pyarrow reads: pip install 'dippm[train]'") from error
+    return parquet
 
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file, as Python values. Raises DippmError where pyarrow is not installed."""
+    parquet = _parquet()
     rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     return rows
 
 
 def read_columns(path: Path) -> dict[str, Any]:
-    """The columns of a file as Arrow arrays, one chunk each."""
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(path).combine_chunks()
+    """The columns of a file as Arrow arrays, one chunk each. Raises DippmError where pyarrow is not installed."""
+    table = _parquet().read_table(path).combine_chunks()
     return {name: table.column(name).chunk(0) if table.num_rows else [] for name in table.column_names}
