@@ -31,21 +31,13 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    wanted = {c.id: c for c in declare_paper()}
-    found = {row["id"]: row for row in DataSet(parser.parse_args().data).rows("cases") if row["id"] in wanted}
+    reserved = {row["id"]: row["reserved_mib"] for row in DataSet(parser.parse_args().data).rows("cases")}
+    measured = {(c.network.architecture, c.batch, c.mode, c.runtime): reserved.get(c.id) for c in declare_paper()}
     names = [name for name, _, _ in MODES]
     print(f"| model | batch | {' | '.join(names)} | printed (A100) | printed less autograd |")
     print("|---|---|" + "---|" * (len(names) + 2))
-    for name, batch in sorted({(c.network.architecture, c.batch) for c in wanted.values()}):
-        cells = {}
-        for label, mode, runtime in MODES:
-            case = next(
-                c
-                for c in wanted.values()
-                if (c.network.architecture, c.batch, c.mode, c.runtime) == (name, batch, mode, runtime)
-            )
-            row = found.get(case.id)
-            cells[label] = row["reserved_mib"] if row else None
+    for name, batch in sorted({key[:2] for key in measured}):
+        cells = {label: measured[name, batch, mode, runtime] for label, mode, runtime in MODES}
         printed = PRINTED_MIB.get((name, batch))
         shown = [f"{value:,.0f}" if value is not None else "-" for value in cells.values()]
         beside = None if printed is None or cells["autograd"] is None else printed - cells["autograd"]

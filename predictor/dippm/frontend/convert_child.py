@@ -6,10 +6,8 @@ what has no needs of its own.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,8 +19,7 @@ from typing import Any
 from dippm.errors import DippmError
 from dippm.frontend.isolation import deny_programs, leave_network
 from dippm.frontend.limits import Limits, limit_self
-
-_PR_SET_PDEATHSIG = 1
+from dippm.processes import die_with_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ def main() -> None:
     answer_to = os.dup(1)
     os.dup2(2, 1)  # what frameworks print is no part of the answer
     request = json.loads(sys.stdin.buffer.read())
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     limit_self(Limits(**request["limits"]))
     leave_network()
     head, onnx = _answer(request)

@@ -24,11 +24,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dippm.errors import ParseLimitExceeded
+from dippm.processes import die_with_parent
 
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
 """A process with threads is not safe to fork; and one file is one thread's work."""
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_DUMPABLE = 4
 _STATUS = struct.Struct("i")
 _IDLE_MILLISECONDS = 300
 _NOT_FOR_PARSING = ("sklearn", "scipy", "pandas", "PIL", "torchvision", "torchaudio", "librosa", "numba", "datasets")
@@ -220,7 +221,7 @@ def _become_child(talk: int) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         libc.prctl(_PR_SET_DUMPABLE, 1)
         os.dup2(talk, 0)
         os.dup2(talk, 1)

@@ -13,9 +13,7 @@ allocation may fail for good.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,12 +24,12 @@ from dippm.case import Allocator, Mode
 from dippm.measure import counters
 from dippm.measure.counters import MIB
 from dippm.measure.memory import gradient_mode, release, set_allocator, set_precision
+from dippm.processes import die_with_parent
 from dippm.replay.search import search
 from dippm.zoo.build import construct, duplicate, example_inputs, fill, float_dtype, place
 from dippm.zoo.case import ZooCase
 
 PASSES = 3
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG: a worker that is killed must not leave a model on the GPU
 FIRST_TRIED = 0.991
 """Share of the reserved peak that is tried first: most cases need all of it, and one failure there is the answer."""
 FAILED_FOR_MEMORY = ("memory", "alloc_failed", "cudnn", "cublas")
@@ -82,7 +80,7 @@ def _run(case: ZooCase, module: torch.nn.Module, cap_mib: float | None) -> Trial
 
 
 def _serve(pipe: Connection, parents: Connection, allocator: Allocator) -> None:
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    die_with_parent()  # a worker that is killed must not leave a model on the GPU
     parents.close()
     set_allocator(allocator)
     constructed: tuple[str, torch.nn.Module] | None = None

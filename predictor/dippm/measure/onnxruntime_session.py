@@ -9,11 +9,9 @@ own log says how it grew.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
-import signal
 import statistics
 import tempfile
 import time
@@ -27,6 +25,7 @@ from dippm.measure.cudart import open_cudart
 from dippm.measure.gpu_lock import GpuLock
 from dippm.measure.nvml import open_gpu
 from dippm.measure.onnxruntime_options import OrtOptions
+from dippm.processes import die_with_parent
 from dippm.replay.search import search
 
 MIB = 2.0**20
@@ -39,7 +38,6 @@ WARM_UPS = 5
 TIMED_PASSES = 30
 LONGEST_SECONDS = 0.8
 """A case of long passes takes fewer than 30 of them; how many is in the row."""
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 OUT_OF_MEMORY = (
     "available memory of", "failed to allocate memory", "bfc_arena", "bfcarena", "out of memory", "alloc_failed",
     "cuda failure 2",
@@ -74,7 +72,7 @@ def trial(request: Request) -> dict[str, Any]:
     if child == 0:
         code = 1
         try:
-            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+            die_with_parent()
             os.close(read)
             _write(write, json.dumps(_guarded(request)).encode())
             code = 0

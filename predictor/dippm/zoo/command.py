@@ -125,10 +125,10 @@ def _beside(
 
 def _known(root: Path) -> dict[str, ZooCase]:
     """The cases of a data set by id, as a list would hold them (their footprint is known, not planned)."""
-    import pyarrow.parquet as parquet
+    from dippm.data.tables import read_rows
 
     found = {}
-    for row in parquet.read_table(root / "cases.parquet").to_pylist():
+    for row in read_rows(root / "cases.parquet"):
         inputs = tuple(InputShape(tuple(i["shape"]), i["dtype"], i["high"]) for i in json.loads(row["inputs"]))
         network = Network(row["architecture"], row["source"], row["model"], json.loads(row["kwargs"]), inputs)
         found[row["id"]] = ZooCase(

@@ -115,8 +115,18 @@ def _draw(member: Member, plan: Plan, random: Random, *, timed: bool) -> ZooCase
     )  # fmt: skip
 
 
+def usable(members: Sequence[Member], plans: dict[str, Plan]) -> list[Member]:
+    """The members that could be planned and are not too long to run."""
+    return [m for m in members if m.network.key in plans and plans[m.network.key].operators <= MOST_OPERATORS]
+
+
+def octave(case: ZooCase) -> int:
+    """Which doubling of 700 MiB the planned footprint lies in."""
+    return int(math.log2(case.planned_mib / 700))
+
+
 def _stratum(case: ZooCase) -> Hashable:
-    return case.super_family, case.precision.float_dtype, case.runtime, int(math.log2(case.planned_mib / 700))
+    return case.super_family, case.precision.float_dtype, case.runtime, octave(case)
 
 
 def declare(
@@ -135,7 +145,7 @@ def declare(
     machine.
     """
     random = Random(f"cases {seed}")
-    usable = [m for m in members if m.network.key in plans and plans[m.network.key].operators <= MOST_OPERATORS]
+    drawable = usable(members, plans)
     seen: set[str] = set(known)
     lists: list[list[ZooCase]] = []
     for count, is_timed in ((timed, True), (memory, False)):
@@ -147,7 +157,7 @@ def declare(
             if not rounds:
                 rounds = [
                     m
-                    for m in random.sample(usable, len(usable))
+                    for m in random.sample(drawable, len(drawable))
                     if m.family != "random" or random.random() < RANDOM_SHARE
                 ]
             member = rounds.pop()

@@ -12,7 +12,7 @@ from random import Random
 from dippm.case import Mode, Precision, Runtime
 from dippm.zoo.case import ZooCase
 from dippm.zoo.catalogue import Member
-from dippm.zoo.declare import RANDOM_SHARE, networks_first, planned, stratified
+from dippm.zoo.declare import RANDOM_SHARE, networks_first, octave, planned, stratified
 from dippm.zoo.planning import Plan
 
 BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -84,4 +84,4 @@ def _draw(member: Member, plan: Plan, random: Random, longest_ms: float) -> ZooC
 
 
 def _stratum(case: ZooCase) -> Hashable:
-    return case.super_family, case.precision, int(math.log2(case.planned_mib / 700))
+    return case.super_family, case.precision, octave(case)

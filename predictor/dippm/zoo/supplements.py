@@ -13,7 +13,7 @@ from random import Random
 from dippm.case import Mode, Precision, Runtime
 from dippm.zoo.case import InputShape, Network, ZooCase
 from dippm.zoo.catalogue import Member
-from dippm.zoo.declare import BATCHES, LONGEST_EXPORT, MOST_OPERATORS, near_boundary, planned, stratified
+from dippm.zoo.declare import BATCHES, LONGEST_EXPORT, near_boundary, octave, planned, stratified, usable
 from dippm.zoo.planning import Plan
 
 _PICTURE = (InputShape((3, 224, 224)),)
@@ -57,11 +57,11 @@ def declare_large(
     with gradients."""
     random = Random(f"large cases {seed}")
     drawn: dict[str, ZooCase] = {}
-    usable = _usable(members, plans)
+    drawable = usable(members, plans)
     for _ in range(count * 30):
         if len(drawn) == count:
             break
-        member, precision = random.choice(usable), random.choice(tuple(Precision))
+        member, precision = random.choice(drawable), random.choice(tuple(Precision))
         mode = Mode.AUTOGRAD if random.random() < 0.25 else Mode.INFERENCE
         goal = math.exp(random.uniform(*map(math.log, LARGE_MIB)))
         plan = plans[member.network.key]
@@ -79,13 +79,13 @@ def declare_large(
 def declare_torchscript(members: Sequence[Member], plans: dict[str, Plan], *, seed: int, count: int) -> list[ZooCase]:
     """About `count` cases of TorchScript: traced networks (those of transformers cannot be traced with their masks)."""
     random = Random(f"torchscript cases {seed}")
-    usable = [
+    traceable = [
         m
-        for m in _usable(members, plans)
+        for m in usable(members, plans)
         if m.network.source != "transformers" and plans[m.network.key].operators <= LONGEST_EXPORT
     ]
     drawn = {}
-    for member in random.sample(usable, min(count, len(usable))):
+    for member in random.sample(traceable, min(count, len(traceable))):
         precision, plan = random.choice((Precision.FP32, Precision.FP16, Precision.BF16)), plans[member.network.key]
         batches = [b for b in BATCHES if planned(plan, b, precision, Mode.INFERENCE)[2] <= QUICK_MS] or [1]
         batch = random.choice(batches)
@@ -112,10 +112,6 @@ def searches_of(known: Iterable[ZooCase], plans: dict[str, Plan], *, seed: int, 
     return [case for pair in zip(*sides, strict=False) for case in pair][:count]
 
 
-def _usable(members: Sequence[Member], plans: dict[str, Plan]) -> list[Member]:
-    return [m for m in members if m.network.key in plans and plans[m.network.key].operators <= MOST_OPERATORS]
-
-
 def _case(
     member: Member, batch: int, precision: Precision, mode: Mode, runtime: Runtime, footprint: float, ms: float
 ) -> ZooCase:
@@ -126,4 +122,4 @@ def _case(
 
 
 def _stratum(case: ZooCase) -> Hashable:
-    return case.super_family, case.precision.float_dtype, case.allocator, int(math.log2(case.planned_mib / 700))
+    return case.super_family, case.precision.float_dtype, case.allocator, octave(case)
