@@ -225,6 +225,43 @@ def test_features_have_their_columns_and_no_infinities() -> None:
     assert (np.diff(features.edges[1]) >= 0).all()
 
 
+def with_dropouts(graph: ModelGraph) -> tuple[ModelGraph, list[int]]:
+    """A dropout, or two in a row, behind every operator, and the places of the operators that there were."""
+    b, renamed, places = Builder(graph.batch), dict[int, int](), list[int]()
+    for index, value in enumerate(graph.values):
+        if value.producer is None:
+            b.values.append(value)
+            renamed[index] = len(b.values) - 1
+    for number, operator in enumerate(graph.operators):
+        (output,), place = operator.outputs, len(b.operators)
+        value = graph.values[output]
+        alias = None if value.alias_of is None else renamed[value.alias_of]
+        b.values.append(replace(value, producer=place, alias_of=alias))
+        result = len(b.values) - 1
+        inputs = tuple(renamed[i] for i in operator.inputs)
+        b.operators.append(replace(operator, inputs=inputs, outputs=(result,)))
+        places.append(place)
+        for _ in range(1 + number % 2):
+            result = b.call("dropout", (result,), value.spec.shape, alias=result)
+        renamed[output] = result
+    return b.graph([renamed[i] for i in graph.inputs], [renamed[i] for i in graph.outputs]), places
+
+
+@pytest.mark.parametrize("graph", [residual_network(2), token_mixer(3)], ids=["cnn", "tokens"])
+def test_what_is_said_of_a_network_does_not_depend_on_its_dropouts(
+    graph: ModelGraph, corpus: Corpus, trained: tuple[PMGNS, Scales]
+) -> None:
+    torch.nn.init.normal_(trained[0].graph_out.weight)
+    bundle = bundle_of(corpus, trained, table=False)
+    longer, places = with_dropouts(graph)
+    ours, theirs = (bundle.network(featurize(g, EAGER)) for g in (graph, longer))
+    np.testing.assert_allclose(theirs[0][places], ours[0], atol=1e-5)
+    np.testing.assert_allclose(theirs[1], ours[1], atol=1e-5)
+    estimates, without = bundle.estimate(longer, EAGER), bundle.estimate(graph, EAGER)
+    assert sum(estimates.kernels) == sum(without.kernels)
+    assert sum(estimates.kernel_us) == pytest.approx(sum(without.kernel_us))
+
+
 def test_an_unknown_kind_has_a_slot_of_its_own() -> None:
     graph = residual_network(4)
     operators = (replace(graph.operators[0], kind="quantum_conv"), *graph.operators[1:])
@@ -369,6 +406,20 @@ def test_every_network_starts_from_the_same_one_when_finetuning(
     for name in ("without-0", "without-1"):
         for ours, theirs in zip(load_network(tmp_path / f"{name}.pt")[0].parameters(), start.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_networks_go_on_from_those_of_their_names_where_a_folder_is_the_start(
+    corpus: Corpus, trained: tuple[PMGNS, Scales], tmp_path: Path
+) -> None:
+    first = Plan(TINY, Settings(epochs=1, nodes_per_step=64))
+    names = ["without-0", "without-1"]
+    run(corpus, names, tmp_path / "first", first)
+    slow = Settings(epochs=1, nodes_per_step=64, learning_rate=1e-9)
+    run(corpus, names, tmp_path / "second", Plan(TINY, slow, start=tmp_path / "first"))
+    folds = [[load_network(tmp_path / f / f"{name}.pt")[0].kinds.weight for name in names] for f in ("first", "second")]
+    for before, after in zip(*folds, strict=True):
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+    assert not torch.equal(*folds[0])
 
 
 def test_a_network_survives_half_precision(corpus: Corpus, trained: tuple[PMGNS, Scales], tmp_path: Path) -> None:

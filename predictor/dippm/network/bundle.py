@@ -191,10 +191,11 @@ class Bundle:
     def _kernels(
         self, features: Featurized, operators: Array, rows: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Kernel time in microseconds and number of kernels of each operator."""
+        """Kernel time in microseconds and number of kernels of each operator; none of a view."""
         columns = self.schema.operator_columns
         residual = operators[:, columns.index("log_time_residual")].astype(np.float64)
-        runs = operators[:, columns.index("kernels_logit")] > 0
+        views = np.array([work.is_view for work in features.work], dtype=bool)
+        runs = (operators[:, columns.index("kernels_logit")] > 0) & ~views
         counts = np.maximum(1, np.rint(np.exp(operators[:, columns.index("log_kernels")].clip(0, 6)))).astype(np.int64)
         times = np.exp(features.log_roofline + residual.clip(-RESIDUAL_LIMIT, RESIDUAL_LIMIT))
         times, counts = np.where(runs, times, 0.0), np.where(runs, counts, 0)

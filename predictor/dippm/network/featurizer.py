@@ -1,7 +1,8 @@
 """Graph and case in, arrays out: what the network sees.
 
 Nodes carry the paper's 32 features (`dippm.features`, Algorithm 1) and, beside them, the operator's workload on a log
-scale; the kind is an index of its own (an embedding), with `unknown` as a slot. Edges are the data flow, both ways.
+scale; the kind is an index of its own (an embedding), with `unknown` as a slot. Edges are the data flow, both ways,
+past the operators that do nothing in evaluation (`NO_OPS`): one exporter writes them down, another leaves them out.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from dippm.network.strides import Strides, is_channels_last, is_contiguous, stri
 from dippm.network.workload import Workload, workloads
 from dippm.vocabulary import INDEX
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a column changes its meaning; a bundle of another version is refused."""
 
+NO_OPS = frozenset({"dropout", "identity"})
+"""Kinds that hand their input on in evaluation. They keep their rows, but no edge leads to them and no sum counts them:
+what is said of a network's other operators does not depend on whether they are written down."""
 PAPER_WIDTH = 32
 _DTYPES = ("float32", "float16", "bfloat16", "int64")
 _PRECISIONS = tuple(Precision)
@@ -69,6 +73,7 @@ STATIC_COLUMNS: tuple[str, ...] = (
     *(f"runtime_{r.value}" for r in _RUNTIMES),
 )  # fmt: skip
 L2_BYTES = 50 * 2**20
+_NO_OP_INDICES = np.array(sorted(INDEX[kind] for kind in NO_OPS))
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Featurized:
     rules: tuple[int, ...]
     """Workspace of each operator by the rule of its kind (`dippm.network.rules`), bytes."""
     edges: npt.NDArray[np.int64]
-    """[2, n_edges]: source, destination; data flow and its reverse, sorted by destination."""
+    """[2, n_edges]: source, destination; data flow past `NO_OPS` and its reverse, sorted by destination."""
     statics: npt.NDArray[np.float32]
     """[len(STATIC_COLUMNS)]."""
 
@@ -109,9 +114,25 @@ def featurize(graph: ModelGraph, case: Case, work: tuple[Workload, ...] | None =
         nodes=nodes,
         rules=workspace_rules(graph, case, work, strides),
         kinds=np.array([INDEX.get(w.kind, 0) for w in work], dtype=np.int64),
-        edges=both_ways(graph.edges),
+        edges=both_ways(past_no_ops(graph)),
         statics=_static_row(graph, case, work),
     )
+
+
+def works(kinds: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which operators are none of `NO_OPS`, [n], by their kinds' indices [n]."""
+    return ~np.isin(kinds, _NO_OP_INDICES)
+
+
+def past_no_ops(graph: ModelGraph) -> tuple[tuple[int, int], ...]:
+    """Data-flow edges between the operators that do something, sorted; what reaches one through `NO_OPS` is direct."""
+    idle = [operator.kind in NO_OPS for operator in graph.operators]
+    if not any(idle):
+        return graph.edges
+    sources: dict[int, set[int]] = {index: set() for index in range(len(idle))}
+    for source, destination in sorted(graph.edges, key=lambda edge: edge[1]):
+        sources[destination] |= sources[source] if idle[source] else {source}
+    return tuple(sorted((source, index) for index, found in sources.items() if not idle[index] for source in found))
 
 
 def both_ways(edges: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int64]:
@@ -203,7 +224,7 @@ def _static_row(graph: ModelGraph, case: Case, work: tuple[Workload, ...]) -> np
     weights = sum(graph.values[i].spec.nbytes for i in graph.parameter_ids)
     row = [
         *(math.log1p(v) for v in (static.macs, static.batch, static.convs, static.denses, static.relus)),
-        math.log1p(len(work)),
+        math.log1p(sum(w.kind not in NO_OPS for w in work)),
         math.log(max(1e-6, sum(roofline_us(w, case.precision) for w in work if not w.is_view) / 1e3)),
         math.log1p(weights),
         math.log1p(max((w.bytes_out for w in work), default=0)),

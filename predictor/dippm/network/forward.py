@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from dippm.network.featurizer import works
+
 Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Array]
 LAYER_NORM_EPSILON = 1e-5
@@ -38,7 +40,8 @@ def forward(
     embedded = _embed(weights, x, edges if with_edges else edges[:, :0], blocks)
     hidden = _dense(weights, "operator_block", np.concatenate([embedded, x], axis=1))
     operators = _linear(weights, "operator_out", hidden)
-    pooled = embedded.mean(axis=0) if len(embedded) else np.zeros(embedded.shape[1], dtype=np.float32)
+    counted = embedded[works(kinds)]
+    pooled = counted.mean(axis=0) if len(counted) else np.zeros(embedded.shape[1], dtype=np.float32)
     y = np.concatenate([pooled, statics])[None, :]
     for index in range(blocks):
         y = _dense(weights, f"dense.{index}", y)

@@ -14,17 +14,18 @@ import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS
+from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS, works
 from dippm.network.workspace import CLASSES
 from dippm.vocabulary import KINDS
 
 with warnings.catch_warnings():
     # PyTorch Geometric 2.8 calls the deprecated torch.jit.script while it is imported.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from torch_geometric.nn import SAGEConv, global_mean_pool
+    from torch_geometric.nn import SAGEConv, global_add_pool
 
 OPERATOR_COLUMNS: tuple[str, ...] = (
     "log_time_residual", "kernels_logit", "log_kernels", "workspace_log_ratio", *(f"workspace:{c}" for c in CLASSES)
@@ -105,7 +106,7 @@ class PMGNS(nn.Module):
         Nodes [n, node columns] and statics [g, static columns] are standardised; kinds [n], edges [2, e], graph_of [n].
         """
         x, embedded = self.embed(nodes, kinds, edges)
-        return self.operators(x, embedded), self.graphs(embedded, statics, graph_of)
+        return self.operators(x, embedded), self.graphs(self.pool(embedded, kinds, graph_of, len(statics)), statics)
 
     def embed(self, nodes: Tensor, kinds: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs joined with the kind's embedding [n, width_in], and what the blocks make of them [n, hidden]."""
@@ -120,15 +121,16 @@ class PMGNS(nn.Module):
         y: Tensor = self.operator_out(self.operator_block(torch.cat([embedded, x], dim=1)))
         return y
 
-    def graphs(self, embedded: Tensor, statics: Tensor, graph_of: Tensor) -> Tensor:
+    def graphs(self, pooled: Tensor, statics: Tensor) -> Tensor:
         """Graph columns, [g, len(GRAPH_COLUMNS)]: the mean over operators, joined with the static features."""
-        y = torch.cat([self.pool(embedded, graph_of, len(statics)), statics], dim=1)
+        y = torch.cat([pooled, statics], dim=1)
         for block in self.dense:
             y = block(y)
         out: Tensor = self.graph_out(y)
         return out
 
-    def pool(self, embedded: Tensor, graph_of: Tensor, graphs: int) -> Tensor:
-        """Mean embedding of each graph's operators, [g, hidden]."""
-        mean: Tensor = global_mean_pool(embedded, graph_of, size=graphs)
-        return mean
+    def pool(self, embedded: Tensor, kinds: Tensor, graph_of: Tensor, graphs: int) -> Tensor:
+        """Mean embedding of each graph's operators, [g, hidden]; those that do nothing are not counted."""
+        counted = torch.from_numpy(works(np.arange(len(KINDS)))).to(kinds.device)[kinds].to(embedded.dtype)[:, None]
+        total = global_add_pool(embedded * counted, graph_of, size=graphs)
+        return total / global_add_pool(counted, graph_of, size=graphs).clamp(min=1)

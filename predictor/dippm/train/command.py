@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--finetune", nargs="?", const="", metavar="BUNDLE",
-        help="go on from a bundle's network (without a name: the one in the package) instead of from scratch",
+        help="go on from a bundle's network (without a name: the one in the package) instead of from scratch; of the "
+        "work folder of an earlier training, each network from its own, so that a fold stays unseen by its network",
     )  # fmt: skip
     add_network_arguments(parser)
 

@@ -66,7 +66,8 @@ class Plan:
     settings: Settings
     device: str = "cpu"
     start: Path | None = None
-    """A bundle to go on from instead of from scratch; its training must not have seen what a fold holds back."""
+    """A bundle to go on from instead of from scratch; its training must not have seen what a fold holds back. Or a
+    folder of networks, each of which goes on from the one of its name: those have not."""
 
 
 def run(corpus: Corpus, names: Sequence[str], work: Path, plan: Plan, report: Report | None = None) -> None:
@@ -77,7 +78,7 @@ def run(corpus: Corpus, names: Sequence[str], work: Path, plan: Plan, report: Re
         if target.exists():
             continue
         checkpoint = work / f"{name}.checkpoint"
-        model, scales = (None, None) if plan.start is None else network_of(read_bundle(plan.start))
+        model, scales = _start(plan.start, name)
         job = Job.named(name)
         seen = cases_of(job, fold_of)
         held_back = np.flatnonzero(np.isin(fold_of, job.left_out))
@@ -88,6 +89,12 @@ def run(corpus: Corpus, names: Sequence[str], work: Path, plan: Plan, report: Re
         )  # fmt: skip
         save_network(target, model, scales)
         checkpoint.unlink(missing_ok=True)
+
+
+def _start(start: Path | None, name: str) -> tuple[PMGNS, Scales] | tuple[None, None]:
+    if start is None:
+        return None, None
+    return load_network(start / f"{name}.pt") if start.is_dir() else network_of(read_bundle(start))
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ class Asked:
                 x, embedded = self._model.embed(nodes, kinds, edges)
                 sizes = [int(start[g + 1] - start[g]) for g in graphs]
                 columns += np.split(self._model.operators(x, embedded).cpu().numpy(), np.cumsum(sizes)[:-1])
-                pooled.append(self._model.pool(embedded, of, len(graphs)).cpu().numpy())
+                pooled.append(self._model.pool(embedded, kinds, of, len(graphs)).cpu().numpy())
         return columns, np.concatenate(pooled)
 
 
