@@ -298,11 +298,6 @@ def work(graph: ModelGraph) -> Counter[str]:
     )
 
 
-SLOWER_THROUGH_ONNX = ("vit", "gpt", "own attention")
-"""Known misses of the bar of 5 % in device time: with the weights of 11,010 cases the ONNX form of these small networks
-is priced 5.2 to 5.4 % slower than the exported program. Counts, MACs and memory agree."""
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_is_one_graph_whatever_its_door(name: str, tmp_path: Path) -> None:
     build, inputs = NETWORKS[name]
@@ -316,18 +311,7 @@ def test_a_network_is_one_graph_whatever_its_door(name: str, tmp_path: Path) -> 
                 assert ours.static_features[count] == right.static_features[count]
             assert ours.static_features["macs"] == pytest.approx(right.static_features["macs"], rel=0.005)
             assert ours.allocated_mib == pytest.approx(right.allocated_mib, rel=0.02), (found.format, runtime)
-            if (found.format, name) not in {("onnx", missed) for missed in SLOWER_THROUGH_ONNX}:
-                assert ours.device_ms == pytest.approx(right.device_ms, rel=0.05), (found.format, runtime)
-
-
-@pytest.mark.xfail(reason="5.2 to 5.4 % slower with the weights of 11,010 cases", raises=AssertionError, strict=True)
-@pytest.mark.parametrize("name", SLOWER_THROUGH_ONNX)
-def test_device_time_through_onnx_is_within_the_bar(name: str, tmp_path: Path) -> None:
-    build, inputs = NETWORKS[name]
-    module = module_of(build)
-    wanted, found = graph_from_module(module, list(inputs), batch=BATCH), through_onnx(module, inputs, tmp_path)
-    for runtime in (Runtime.GRAPH,) if name in HELD_BY_NAME else (Runtime.EAGER, Runtime.GRAPH):
-        assert priced(found, runtime).device_ms == pytest.approx(priced(wanted, runtime).device_ms, rel=0.05), runtime
+            assert ours.device_ms == pytest.approx(right.device_ms, rel=0.05), (found.format, runtime)
 
 
 @pytest.mark.parametrize("opset", [11, 14])

@@ -25,7 +25,7 @@ from dippm.frontend.onnx_fold import fold
 from dippm.frontend.onnx_fuse import fuse
 from dippm.frontend.onnx_in_place import mark_in_place
 from dippm.frontend.onnx_layout import channels_first
-from dippm.frontend.onnx_no_ops import put_clones_back, put_dropouts_back
+from dippm.frontend.onnx_no_ops import put_clones_back
 from dippm.frontend.onnx_program import program_of
 from dippm.frontend.onnx_restore import notes_on, put_back, restored_in
 from dippm.frontend.onnx_step_graph import without_the_dead
@@ -57,7 +57,6 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     steps = put_clones_back(steps, static, wanted)
     steps = fuse_attention(fuse(steps, static, wanted), static, wanted)
     steps = put_back(without_the_dead(steps, wanted), static)
-    steps = put_dropouts_back(steps, static, wanted)
     mark_in_place(steps, static, wanted, by_pytorch=by_pytorch)
     graph = graph_of_program(program_of(steps, static, bound, outputs), batch=batch, format="onnx")
     return replace(graph, restored=restored_in(steps), notes=tuple(notes_on(file.model, steps)))

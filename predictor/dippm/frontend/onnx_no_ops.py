@@ -1,13 +1,8 @@
-"""Calls that exporters leave away because they change nothing: dropout, and copies to a dense layout.
+"""Calls that the dynamo exporter leaves away because they change nothing: dropout, and copies to a dense layout.
 
-A dropout in evaluation returns its input. It costs nothing, but what the operator network says of an operator that was
-never measured depends on what stands beside it, and it was trained on graphs that have their dropouts.
-
-1. The dynamo exporter drops both as a `clone`, and the calls that follow still name it in their metadata
-   (`aten.add.Tensor(%clone_1, %layer_norm)`). Of a value that lies densely it is a dropout, else a copy.
-2. Nothing tells in a file of the TorchScript-based exporter. By the convention of PyTorch's transformers a dropout
-   follows the linear that closes a perceptron or an attention, where that has a bias; in timm's perceptron (`fc1`,
-   `act`, `fc2`) the activation too.
+It drops both as a `clone`, and the calls that follow still name it in their metadata
+(`aten.add.Tensor(%clone_1, %layer_norm)`). Of a value that lies densely it is a dropout, else a copy. Nothing tells of
+either in a file of the TorchScript-based exporter.
 """
 
 from __future__ import annotations
@@ -24,9 +19,6 @@ from dippm.frontend.onnx_steps import Step, metadata
 _ARGUMENTS = re.compile(r"\]\(args = \((?P<args>.*?)\), kwargs")
 _REFERENCE = re.compile(r"%(\w+)")
 _CLONE = re.compile(r"clone(_\d+)?$")
-_ACTIVATIONS = frozenset({"gelu", "relu", "silu"})
-_MOVES = frozenset({"reshape", "permute", "flatten"})
-_ATTENTION = frozenset({"scaled_dot_product_attention", "batch_matmul"})
 
 
 def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[str]) -> list[Step]:
@@ -48,42 +40,6 @@ def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[s
             step.inputs[place] = clones[clone]
             _reads(step, name, clones[clone])
     return [s for step in steps for s in (step, *after.get(id(step), ()))]
-
-
-def put_dropouts_back(steps: list[Step], static: StaticGraph, outputs: frozenset[str]) -> list[Step]:
-    """The steps with dropouts by convention, where the exporter's names tell scopes and nothing tells of dropouts."""
-    graph = StepGraph(steps, static, outputs)
-    followed: set[int] = set()
-    for step in steps:
-        if not metadata(step.nodes[-1], "pkg.torch.onnx.fx_node"):
-            followed.update(id(s) for s in _before_dropouts(step, graph) if graph.single(s.outputs[0]))
-    restored: list[Step] = []
-    for step in steps:
-        restored.append(step)
-        if id(step) in followed:
-            (name,) = step.outputs
-            raw = f"{name}@kept"
-            static.specs[raw] = static.specs[name]
-            step.outputs = [raw]
-            restored.append(_clone_of(raw, name, step, static))
-    return restored
-
-
-def _before_dropouts(step: Step, graph: StepGraph) -> tuple[Step, ...]:
-    """The steps that a dropout follows where this one closes a perceptron or an attention."""
-    paths = paths_of(step.nodes[-1])
-    if step.kind != "linear" or len(step.inputs) != 3 or len(paths) < 2:
-        return ()
-    before = graph.producer.get(step.inputs[0])
-    while before is not None and before.kind in _MOVES:
-        before = graph.producer.get(before.inputs[0])
-    if before is None or before.kind in _ATTENTION:
-        return () if before is None else (step,)
-    opened = graph.producer.get(before.inputs[0]) if before.kind in _ACTIVATIONS else None
-    if opened is None or opened.kind != "linear":
-        return ()
-    is_timms = paths[-1].endswith(".fc2") and paths_of(before.nodes[-1])[-1:] == (f"{paths[-2]}.act",)
-    return (before, step) if is_timms else (step,)
 
 
 def _named_clone(step: Step, place: int, name: str, graph: StepGraph) -> str | None:

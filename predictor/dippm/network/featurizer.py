@@ -31,6 +31,8 @@ VERSION = 3
 NO_OPS = frozenset({"dropout", "identity"})
 """Kinds that hand their input on in evaluation. They keep their rows, but no edge leads to them and no sum counts them:
 what is said of a network's other operators does not depend on whether they are written down."""
+_SEEN_AS = {"permute": "transpose", "flatten": "reshape"}
+"""Views that exporters spell either way have one kind here, as they have one slot in Algorithm 1."""
 PAPER_WIDTH = 32
 _DTYPES = ("float32", "float16", "bfloat16", "int64")
 _PRECISIONS = tuple(Precision)
@@ -113,7 +115,7 @@ def featurize(graph: ModelGraph, case: Case, work: tuple[Workload, ...] | None =
         work=work,
         nodes=nodes,
         rules=workspace_rules(graph, case, work, strides),
-        kinds=np.array([INDEX.get(w.kind, 0) for w in work], dtype=np.int64),
+        kinds=np.array([INDEX.get(_SEEN_AS.get(w.kind, w.kind), 0) for w in work], dtype=np.int64),
         edges=both_ways(past_no_ops(graph)),
         statics=_static_row(graph, case, work),
     )
