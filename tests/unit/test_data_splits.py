@@ -112,9 +112,12 @@ def test_evaluation_of_unseen_architectures_leaves_the_training_out(
     text = [line for line in seen.read_text().splitlines() if "vit_1" not in line]
     seen.write_text("\n".join(text) + "\n")
     run(parser.parse_args(["--data", str(folder), "--json", "--unseen", str(seen)]))
-    assert json.loads(capsys.readouterr().out)["cases"] == 1
+    unseen = json.loads(capsys.readouterr().out)
+    assert (unseen["cases"], "training never saw" in unseen["of"]) == (1, True)
     run(parser.parse_args(["--data", str(folder), "--json", "--sample", "2"]))
-    assert json.loads(capsys.readouterr().out)["cases"] == 2
+    sample = json.loads(capsys.readouterr().out)
+    assert sample["cases"] == 2
+    assert "those that it was trained on among them (--unseen CSV leaves them out)" in sample["of"]
     with pytest.raises(ArtifactUnreachable, match=r"heldback.csv.gz of the bundle's training"):
         run(parser.parse_args(["--data", str(folder), "--unseen", str(tmp_path / "none.csv")]))
 
