@@ -139,5 +139,5 @@ def test_wrong_settings_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp
     arguments = ["--kubeconfig", str(tmp_path / "none"), "--health-port", "0", "--metrics-port", "0"]
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "none" in error
+    assert str(tmp_path / "none") in error
     assert "Traceback" not in error
