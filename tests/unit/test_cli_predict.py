@@ -104,7 +104,8 @@ def test_the_table_marks_the_chosen_profile(model: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("* ")] == ["2g.10gb"]
     assert "nvidia.com/mig-2g.10gb" in out
-    assert "note: the runtime onnxruntime was never measured" in out
+    assert "note: memory is that of ONNX Runtime's arena" in out
+    assert "never measured:" not in out
 
 
 def test_a_model_too_large_for_every_profile_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +177,19 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(
     assert said in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.err.startswith("dippm: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "empty"), (None, "No such file"), (as_onnx(network()), "--batch 32")]
+)
+def test_a_wrong_file_is_said_before_the_batch(
+    content: bytes | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.bin"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["predict", str(path)]) == 2
+    assert said in capsys.readouterr().err
 
 
 NETWORK = network(channels=2).SerializeToString()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import partial
 
 from dippm.errors import DippmError
 from dippm.prediction import Prediction
+from dippm.processes import close_memory
 from dippm_operator.predict import Predictor, Question, ask
 
 logger = logging.getLogger(__name__)
+_LAST_SECONDS = 5.0
+"""What the predicting process has to be gone once it is told to end."""
 
 
 class PredictorStopped(DippmError):
@@ -40,7 +45,8 @@ class PredictionWorker:
         async with self._turn:
             if self._pool is None:
                 # spawn: a fork of a process with threads and an event loop may hang.
-                self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+                spawn = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=close_memory)
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._predictor, question)
             try:
                 return await asyncio.wait_for(future, self._limit_seconds)
@@ -71,7 +77,9 @@ class PredictionWorker:
         if pool is None:
             return
         # Before Python 3.14 the executor has no public way to end a worker that is busy.
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()
+        # The executor's thread must be gone before the interpreter ends: at exit it is written to while it closes.
+        ending = threading.Thread(target=partial(pool.shutdown, wait=True, cancel_futures=True), daemon=True)
+        ending.start()
+        ending.join(_LAST_SECONDS)

@@ -11,6 +11,7 @@ import json
 import sys
 from typing import Any
 
+from dippm.artifact import open_artifact
 from dippm.case import Allocator, Precision, Runtime
 from dippm.cli import render
 from dippm.cli.numbers import not_negative, percent, positive, whole
@@ -27,6 +28,9 @@ examples:
   dippm predict weights.safetensors --constructor timm:resnet50 --batch 32
   dippm predict ./ppocr_det --framework paddle --batch 8
   dippm predict resnet50.onnx --batch 32 --max-latency 20 --allow 1g.5gb --allow 2g.10gb
+
+exit code: 0 where there is a prediction, also of a model that fits no profile (mig_profile is null then, and a
+note says why); 2 where there is none, with one sentence on standard error that says what to put right.
 """
 
 
@@ -91,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from dippm.api import predict
 
     if args.batch is None:
+        open_artifact(args.model, framework=args.framework, constructor=args.constructor)  # a wrong file is said first
         raise InputShapeError("the batch size is missing: say it with --batch, for example --batch 32")
     prediction = predict(
         args.model,

@@ -18,7 +18,7 @@ from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
 from dippm.frontend.onnx_types import dtype_of
 from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
-from dippm.frontend.protobuf_wire import varint
+from dippm.frontend.protobuf_wire import tag, varint
 from dippm.graph import TensorSpec
 
 MAX_GRAPH_BYTES = 512 << 20
@@ -157,19 +157,18 @@ def _check_place(tensor: onnx.TensorProto, shown: str) -> None:
 def _large_constants(graph: onnx.GraphProto, shown: str) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Constant nodes whose data was left out are weights in another spelling: taken out of the graph."""
     found: dict[str, tuple[int, tuple[int, ...]]] = {}
-    places = []
-    for place, node in enumerate(graph.node):
-        if node.op_type != "Constant":
-            continue
-        value = next((a.t for a in node.attribute if a.name == "value"), None)
-        if value is None:
-            continue
-        _check_place(value, shown)
-        if not has_data(value):
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is not None:
+            _check_place(value, shown)
+        if value is None or has_data(value):
+            kept.append(node)
+        else:
             found[node.output[0]] = value.data_type, tuple(value.dims)
-            places.append(place)
-    for place in reversed(places):
-        del graph.node[place]
+    if found:
+        del graph.node[:]  # one by one takes the square of their number
+        graph.node.extend(kept)
     return found
 
 
@@ -202,8 +201,7 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
     position, end = 0, len(view)
     while position < end:
         start = position
-        tag, position = varint(view, position, shown, "ONNX file")
-        number, wire = tag >> 3, tag & 7
+        number, wire, position = tag(view, position, shown, "ONNX file")
         length = 0
         if wire == 0:
             _, position = varint(view, position, shown, "ONNX file")
@@ -229,13 +227,13 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
             if depth == MAX_DEPTH:
                 raise ModelFormatError(f"{shown} nests its graphs too deeply to be read: {MAX_DEPTH // 4} are")
             inner = _strip(view[body:position], child, shown, depth + 1)
-            kept += _tag(tag) + _tag(len(inner)) + inner
+            kept += _varint(number << 3 | wire) + _varint(len(inner)) + inner
             continue
         kept += view[start:position]
     return kept
 
 
-def _tag(value: int) -> bytes:
+def _varint(value: int) -> bytes:
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
