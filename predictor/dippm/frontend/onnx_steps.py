@@ -79,10 +79,12 @@ class Step:
     @property
     def recorded(self) -> str:
         """The ATen call that it was exported from, where the exporter says so: `aten.view.default`."""
-        found = _TARGET.search(metadata(self.nodes[-1], "pkg.torch.onnx.fx_node")) if self.nodes else None
+        found = _TARGET.search(metadata(self.nodes[-1], FX_NODE)) if self.nodes else None
         return found[1] if found else ""
 
 
+FX_NODE = "pkg.torch.onnx.fx_node"
+"""Property of the dynamo exporter's nodes: the exported program's call that one comes from."""
 _TARGET = re.compile(r"call_function\[target=torch\.ops\.(aten\.[\w.]+)\]")
 
 
