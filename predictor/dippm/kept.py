@@ -24,7 +24,8 @@ class Kept:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # the disk is full or read-only: nothing is kept
+            folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> bytes | None:
         """The value; None where there is none, or what there was is damaged."""

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dippm.cli import main, registry
-from dippm.cli.registry import LazyModule, Plugin
+from dippm.cli.registry import LazyModule, Plugin, commands
 
 
 def test_profiles_as_json_and_yaml_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_the_table_of_profiles_is_aligned(capsys: pytest.CaptureFixture[str]) ->
         (["profiles", "--device", "B9000"], "unknown device 'B9000'"),
         (["profiles", "--colour"], "--colour"),
         (["predict"], "MODEL"),
-        (["predict", "m.onnx"], "--batch"),
+        (["predict", "m.onnx"], "m.onnx cannot be read"),
         (["predict", "m.onnx", "--batch", "many"], "--batch"),
         (["predict", "m.onnx", "--batch", "0"], "--batch: must be a whole number from 1 on"),
         (["predict", "m.onnx", "--batch", "1", "--device", "A10"], "unknown device 'A10'"),
@@ -146,3 +146,28 @@ def test_the_process_ends_without_waiting_for_threads() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert json.loads(done.stdout)
+
+
+def undescribed(parser: argparse.ArgumentParser) -> list[str]:
+    """Arguments without a word of help, those of its steps too."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [f"{name} {one}" for name, step in action.choices.items() for one in undescribed(step)]
+        elif not action.help:
+            found.append(" ".join(action.option_strings) or action.dest)
+    return found
+
+
+@pytest.mark.parametrize("name", ["evaluate", "frameworks", "graph", "measure", "predict", "profiles", "size"])
+def test_every_argument_is_described(name: str) -> None:
+    parser = argparse.ArgumentParser()
+    commands()[name].add_arguments(parser)
+    assert undescribed(parser) == []
+
+
+def test_the_cases_of_a_list_are_counted_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["graph", "list", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--timed, --memory and --caps cases together, behind up to 20 anchors" in said

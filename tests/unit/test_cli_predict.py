@@ -178,6 +178,19 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(
     assert captured.err.startswith("dippm: ")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "empty"), (None, "No such file"), (as_onnx(network()), "--batch 32")]
+)
+def test_a_wrong_file_is_said_before_the_batch(
+    content: bytes | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.bin"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["predict", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
 NETWORK = network(channels=2).SerializeToString()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from tests.unit.test_data import RUNS, chain, row
 
 import dippm.data
-from dippm.data import DataSet, splits
+from dippm.data import DataSet, geometric, splits
 from dippm.data.pack import Graphs, pack, write
 from dippm.data.splits import FOLDS, RANDOM, fold_of, locked, part_of
 from dippm.errors import ArtifactUnreachable
@@ -112,9 +114,12 @@ def test_evaluation_of_unseen_architectures_leaves_the_training_out(
     text = [line for line in seen.read_text().splitlines() if "vit_1" not in line]
     seen.write_text("\n".join(text) + "\n")
     run(parser.parse_args(["--data", str(folder), "--json", "--unseen", str(seen)]))
-    assert json.loads(capsys.readouterr().out)["cases"] == 1
+    unseen = json.loads(capsys.readouterr().out)
+    assert (unseen["cases"], "training never saw" in unseen["of"]) == (1, True)
     run(parser.parse_args(["--data", str(folder), "--json", "--sample", "2"]))
-    assert json.loads(capsys.readouterr().out)["cases"] == 2
+    sample = json.loads(capsys.readouterr().out)
+    assert sample["cases"] == 2
+    assert "those that it was trained on among them (--unseen CSV leaves them out)" in sample["of"]
     with pytest.raises(ArtifactUnreachable, match=r"heldback.csv.gz of the bundle's training"):
         run(parser.parse_args(["--data", str(folder), "--unseen", str(tmp_path / "none.csv")]))
 
@@ -158,9 +163,48 @@ def test_load_gives_graphs_with_fixed_splits(folder: Path, tmp_path: Path) -> No
     assert data.cases[int(data[2].index)].super_family == LOCKED
     assert sum(len(part) for part in data.random_split()) == 4
     assert [int(g.index) for g in data.release()] == [2]
+
+
+def test_a_graph_is_put_together_when_it_is_asked_for_and_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[int]()
+    whole = geometric._arrays
+    monkeypatch.setattr(geometric, "_arrays", lambda data, row, index: made.append(index) or whole(data, row, index))
+    data = dippm.data.load(folder, processed=tmp_path)
+    train, _ = data.leave_families_out(0)
+    assert made == [], "neither the data set nor its parts need a graph"
+    first = data[3]
+    assert made == [3]
     again = dippm.data.load(folder, processed=tmp_path)
-    assert torch.equal(again[4].x, data[4].x)
-    assert len(list(tmp_path.glob("graphs-*.pt"))) == 1
+    assert torch.equal(again[3].x, first.x)
+    assert made == [3], "another process finds it"
+    first.x = None
+    assert data[3].x is not None, "what is handed out is one's own"
+    assert len(train) < len(data) == len(FAMILIES)
+
+
+def test_workers_of_a_loader_read_the_same_graphs(folder: Path, tmp_path: Path) -> None:
+    data = dippm.data.load(folder, processed=tmp_path)
+    expected = [graph.index.item() for graph in data]
+    found = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    assert sorted(graph.index.item() for graph in found) == expected
+
+
+def test_a_disk_that_keeps_nothing_is_no_error(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    data = dippm.data.load(folder, processed=tmp_path / "file" / "processed")
+    assert data[0].x.shape == (3, 32)
+
+
+def test_damaged_graphs_are_made_again(folder: Path, tmp_path: Path) -> None:
+    x = dippm.data.load(folder, processed=tmp_path)[0].x
+    (kept,) = tmp_path.glob("graphs-*.sqlite")
+    with closing(sqlite3.connect(kept)) as connection, connection:
+        assert connection.execute("UPDATE arrays SET body = substr(body, 1, 40)").rowcount == 1
+    assert torch.equal(dippm.data.load(folder, processed=tmp_path)[0].x, x)
+    kept.write_bytes(b"no database" * 1000)
+    assert torch.equal(dippm.data.load(folder, processed=tmp_path)[0].x, x)
 
 
 def test_a_fold_leaves_whole_super_families_out(folder: Path, tmp_path: Path) -> None:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.cache import ArtifactCache, Entry, StoredFile
 from dippm_operator.fetch.source import Look
 from dippm_operator.fetch.sparse import SparseFile
 
 
 def fill(cache: ArtifactCache, key: str, content: bytes, *, hole: int = 0) -> Entry:
-    folder = cache.begin()
-    with SparseFile(folder / "model" / "m.onnx", key, 1 << 40) as file:
-        file.write(0, content)
-        file.finish(len(content) + hole)
-    pieces = ((0, len(content)),) if content else ()
-    stored = StoredFile("m.onnx", len(content) + hole, pieces, hashlib.sha256(content).hexdigest())
-    return cache.put(key, folder, Look(etag="e"), "", (stored,), is_folder=False)
+    with cache.filling(key) as folder:
+        with SparseFile(folder / "model" / "m.onnx", key, 1 << 40) as file:
+            file.write(0, content)
+            file.finish(len(content) + hole)
+        pieces = ((0, len(content)),) if content else ()
+        stored = StoredFile("m.onnx", len(content) + hole, pieces, hashlib.sha256(content).hexdigest())
+        return cache.put(key, folder, Look(etag="e"), "", (stored,), is_folder=False)
 
 
 def test_what_one_process_kept_another_finds(tmp_path: Path) -> None:
@@ -107,10 +109,43 @@ def test_processes_at_once_never_see_half_of_an_entry(tmp_path: Path) -> None:
 
 def test_half_filled_folder_of_a_dead_process_goes_after_an_hour(tmp_path: Path) -> None:
     cache = ArtifactCache(tmp_path, 10)
-    left = cache.begin()
+    left = tmp_path / "new-left"
+    (left / "model").mkdir(parents=True)
     (left / "model" / "m").write_bytes(b"x" * 100)
     cache.make_room(0)
     assert left.exists()
     os.utime(left, (time.time() - 4000, time.time() - 4000))
     cache.make_room(0)
     assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [("remount,ro", "Read-only file system"), ("remount,nr_inodes={one_left}", "No space left on device")],
+)
+def test_a_disk_that_takes_nothing_is_one_sentence_and_loses_nothing(tmp_path: Path, option: str, says: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=20", "x", disk], capture_output=True).returncode != 0:
+        pytest.skip("who runs this may not mount a small disk: run it as root")
+    try:
+        cache = ArtifactCache(disk, 100_000)
+        cache.release(fill(cache, "k", b"graph"))
+        used = os.statvfs(disk).f_files - os.statvfs(disk).f_ffree
+        subprocess.run(["mount", "-o", option.format(one_left=used + 1), disk], check=True)
+        with pytest.raises(ArtifactUnreachable, match=rf"^k2 cannot be kept on the operator's disk \({says}\)"):
+            fill(cache, "k2", b"graph")
+        assert [path.name for path in disk.iterdir() if path.name.startswith("new-")] == []
+        subprocess.run(["mount", "-o", "remount,rw,nr_inodes=20", disk], check=True)
+        kept = cache.get("k")
+        assert kept is not None
+        assert kept.path.read_bytes() == b"graph"
+        cache.release(kept)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_folder_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArtifactUnreachable, match=r"file/artifacts cannot hold fetched models \(Not a directory\)"):
+        ArtifactCache(tmp_path / "file" / "artifacts", 10)

@@ -29,6 +29,8 @@ from dippm.errors import ArtifactUnreachable, DigestMismatch, DippmError
 from dippm.frontend import load_graph
 from dippm_operator.fetch import ArtifactCache, Credentials, Fetcher
 from dippm_operator.fetch.oci import FILE_PATH, MANIFEST, TITLE, Manifest, Reference, layers_of, parse_oci
+from dippm_operator.fetch.source import Look
+from dippm_operator.fetch.tar import Gunzipped
 
 
 def digest_of(data: bytes) -> str:
@@ -355,7 +357,8 @@ BOMB = tar_of(net__onnx=bytes(30_000_000))
         ("tar", b"no archive" * 100, "no sound tar archive"),
         ("tar+gzip", b"no archive" * 100, "no gzip archive"),
         ("tar+gzip", gzip.compress(tar_of(net__onnx=b"a", b__onnx=b"b"))[:60], "ends too early"),
-        ("tar+gzip", gzip.compress(b"") * 100_001, "more than 100000 gzip archives"),
+        ("tar+gzip", gzip.compress(bytes(1)) * 100_001, "more than 100000 gzip archives"),
+        ("tar+gzip", gzip.compress(b"") * 1_002, "more than 1000 empty gzip archives"),
         ("tar+gzip", gzip.compress(BOMB[:512]) + gzip.compress(BOMB[512:]), "unpacks to more than 20000000 bytes"),
         ("tar+gzip", gzip.compress(BOMB[:512]) + b"what is not packed", "no gzip archive"),
         ("tar+gzip", gzip.compress(BOMB), "unpacks to more than 20000000 bytes"),
@@ -383,6 +386,41 @@ async def test_a_layer_of_several_gzip_archives_keeps_its_files(fetcher: Fetcher
     async with fetcher.open(await registry.uri(), digest=digest_of(content)) as artifact:
         assert artifact.size_bytes == len(content)
     await registry.server.close()
+
+
+class OnePiece:
+    """A source that is handed on in one piece, as an eager server sends it."""
+
+    name, received_bytes = "layer", 0
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def look(self, known: Look | None) -> Look | None:
+        return Look("")
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        yield self.content
+
+    async def close(self) -> None:
+        return
+
+
+async def test_others_have_their_turn_while_many_small_gzip_archives_are_unpacked() -> None:
+    """In one piece they took seconds of the event loop, quadratic in the piece."""
+    content, turns = gzip.compress(b"a") * 50_000, 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    unpacked = [piece async for piece in Gunzipped(OnePiece(content), LIMITS).stream()]
+    beside.cancel()
+    assert sum(map(len, unpacked)) == 50_000
+    assert turns >= len(content) // (64 << 10)
 
 
 async def test_large_compressed_layer_is_refused_with_the_way_out(

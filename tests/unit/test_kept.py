@@ -218,3 +218,10 @@ def test_sizes_that_are_no_line_have_no_template(tmp_path: Path) -> None:
     write_onnx(tmp_path / "other.onnx", width=100)
     with pytest.raises(NotLinear):
         template_of(three, load_graph(open_artifact(tmp_path / "other.onnx"), batch=8))
+
+
+def test_a_folder_that_cannot_be_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    kept = Kept(tmp_path / "file" / "graphs", 1000)
+    kept.put("k", b"value")
+    assert kept.get("k") is None

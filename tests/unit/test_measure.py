@@ -17,6 +17,7 @@ import torch
 from dippm.case import Allocator, Runtime
 from dippm.data.rowfile import RowFile
 from dippm.errors import UnknownDevice
+from dippm.measure import schedule
 from dippm.measure.command import of_stage, stages
 from dippm.measure.counters import Reading
 from dippm.measure.memory import finite
@@ -58,6 +59,31 @@ def test_a_dead_or_hanging_process_costs_its_row_alone(tmp_path: Path) -> None:
     assert rows[CASES[6].id]["status"] == "oom", "alone on the GPU, running out is a label"
 
 
+def held_by_a_child(pipe: Connection, allocator: Allocator) -> None:
+    """A worker that hangs over batch 5, with a child that holds its pipe: its end never comes."""
+    while line := pipe.recv():
+        case = ZooCase.from_json(line)
+        if case.batch == 5 and os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        if case.batch == 5:
+            time.sleep(60)
+        pipe.send_bytes(f'{{"case": "{case.id}", "status": "ok", "reason": ""}}'.encode())
+
+
+def test_a_process_that_cannot_be_ended_costs_its_row_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_LAST_SECONDS", 1.0)
+    rows, begun = RowFile(tmp_path / "rows.gz"), time.monotonic()
+    with (tmp_path / "progress").open("w") as progress:
+        plan = Plan(2, 40, 1e9, 30, case_seconds=1.5, grouped=False)
+        Schedule(plan, held_by_a_child, rows.append, progress).run(CASES)
+    assert time.monotonic() - begun < 15
+    reasons = {row["case"]: row["reason"] for row in rows.rows()}
+    assert set(reasons) == {c.id for c in CASES}
+    assert reasons.pop(CASES[4].id).endswith("took longer than 1.5 s and did not end when it was killed")
+    assert set(reasons.values()) == {""}
+
+
 def test_a_process_keeps_to_one_network(tmp_path: Path) -> None:
     other = Network("other", "handwritten", "perceptron", {}, (InputShape((9,)),))
     cases = [ZooCase(network, batch, timed=False) for batch in (1, 2, 4, 6) for network in (NETWORK, other)]
@@ -91,6 +117,9 @@ def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     times, row = replace(limits, timed=True), {"case": limits.id, "purpose": "onnxruntime", "timed": False}
     assert remaining([limits, times], [row]) == [times], "with ONNX Runtime one is not the other"
     assert not remaining([replace(CASES[0], timed=False)], [{"case": CASES[0].id, "timed": True}])
+    timed = ZooCase(NETWORK, 1, timed=True)
+    assert remaining([timed], rows) == [timed], "memory alone, of `rest`, is no time"
+    assert not remaining([timed], [{"case": timed.id, "timed": True}])
 
 
 def test_a_large_case_waits_until_it_has_the_gpu_to_itself(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from multiprocessing.connection import Connection
 
 import pytest
@@ -54,7 +55,8 @@ def test_gradients_have_no_smallest_cap() -> None:
 
 
 def serve(pipe: Connection, parents: Connection, allocator: Allocator) -> None:
-    """A process that caps below 10 spoil, that breaks at 77, dies at 99, and gives its number for what it reserved."""
+    """A process that caps below 10 spoil, that breaks at 77, hangs at 88, dies at 99, and gives its number for what it
+    reserved."""
     parents.close()
     while True:
         try:
@@ -63,6 +65,8 @@ def serve(pipe: Connection, parents: Connection, allocator: Allocator) -> None:
             return
         if cap_mib == 99:
             os._exit(3)
+        if cap_mib == 88:
+            time.sleep(600)
         if cap_mib == 77:
             pipe.send("ValueError: no such shape")
             return
@@ -78,4 +82,15 @@ def test_trials_share_a_process_until_one_spoils_it(monkeypatch: pytest.MonkeyPa
         with pytest.raises(RuntimeError, match=said):
             prober.trial(CASE, cap)
     assert prober.trial(CASE, 20).reserved_mib not in (first, third)
+    prober.close()
+
+
+def test_a_trial_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caps, "_serve", serve)
+    monkeypatch.setattr(caps, "TRIAL_SECONDS", 0.5)
+    prober = Prober()
+    with pytest.raises(RuntimeError, match=r"under 88 MiB took longer than 0.5 s and was stopped"):
+        prober.trial(CASE, 88)
+    monkeypatch.setattr(caps, "TRIAL_SECONDS", 60.0)
+    assert prober.trial(CASE, 20).passed
     prober.close()

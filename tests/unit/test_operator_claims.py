@@ -335,3 +335,12 @@ async def test_claim_that_is_not_there_or_not_read(cluster: Cluster, reader: Cla
     assert {ClaimNotFound.reason, ClaimPending.reason, ClaimReadFailed.reason, ClaimsOff.reason} == {
         "ClaimNotFound", "ClaimPending", "ClaimReadFailed", "ClaimsOff",
     }  # fmt: skip
+
+
+async def test_a_claim_that_no_disk_takes_is_one_sentence(reader: ClaimReader, tmp_path: Path) -> None:
+    (tmp_path / "cache").rmdir()
+    with pytest.raises(
+        ArtifactUnreachable, match=r"^pvc://models/vision/net.onnx cannot be kept on the operator's disk"
+    ):
+        async with reader.open(job_of()):
+            pass

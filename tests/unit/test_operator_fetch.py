@@ -382,3 +382,13 @@ async def test_copy_is_not_let_go_while_the_store_is_asked_whether_it_is_current
 
     assert (await asyncio.gather(again(), other(), again()))[0] == CONTENT
     await fetcher.close()
+
+
+async def test_a_disk_that_takes_nothing_is_one_sentence(store: Store, fetcher: Fetcher, tmp_path: Path) -> None:
+    (tmp_path / "cache").rmdir()
+    with pytest.raises(ArtifactUnreachable, match=r"model.onnx cannot be kept on the operator's disk \(No such file"):
+        async with fetcher.open(store.url("/model.onnx")):
+            pass
+    (tmp_path / "cache").mkdir()
+    async with fetcher.open(store.url("/model.onnx")) as artifact:
+        assert artifact.path.read_bytes() == CONTENT

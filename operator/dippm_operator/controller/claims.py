@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -99,7 +98,7 @@ class ClaimReader:
             if entry is not None:
                 await asyncio.to_thread(self._cache.release, entry)
         if kept is None:
-            kept = await self._keep(key, handed)
+            kept = await self._keep(shown(uri), key, handed)
         try:
             told = kept.content_digest
             if digest is not None:
@@ -109,17 +108,13 @@ class ClaimReader:
         finally:
             await asyncio.to_thread(self._cache.release, kept)
 
-    async def _keep(self, key: str, handed: Handed) -> Entry:
-        folder = self._cache.begin()
+    async def _keep(self, name: str, key: str, handed: Handed) -> Entry:
         look = Look(handed.etag, main_etag=handed.main_etag)
-        try:
+        with self._cache.filling(name) as folder:
             await asyncio.to_thread(write, handed, folder / "model")
             return await asyncio.to_thread(
                 self._cache.put, key, folder, look, handed.content_digest, handed.files, is_folder=handed.is_folder
             )
-        except BaseException:  # a cancelled task too leaves nothing half-written
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
 
     async def _read(self, job: InferenceJob, place: ClaimPath, *, known: str, whole: bool) -> tuple[Handed, int]:
         """What the claim has, and the bytes of the log that said so.

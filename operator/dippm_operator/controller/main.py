@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from dippm.errors import DippmError
-from dippm.frontend.isolation import spoken, walls_here
+from dippm.frontend.isolation import lacking, spoken, walls_here
+from dippm.processes import close_memory
 from dippm_operator.controller.lease import LeaseLost
 from dippm_operator.controller.run import run
 from dippm_operator.controller.settings import parse_settings
@@ -22,6 +23,7 @@ LOST = 1
 
 def main(arguments: Sequence[str] | None = None, *, predictor: Predictor | None = None) -> int:
     """Run the operator; 0 when told to stop, 1 when the Lease was lost, 2 on settings that cannot be."""
+    close_memory()  # it holds tokens and credentials, and starts what reads strangers' files
     try:
         settings = parse_settings(arguments)
     except DippmError as error:
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None, *, predictor: Predictor | None 
     if settings.log_level != "debug":
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # two lines for every change of every node
     walls = walls_here()
-    logging.getLogger(__name__).log(logging.INFO if walls else logging.WARNING, spoken(walls))
+    logging.getLogger(__name__).log(logging.WARNING if lacking(walls) else logging.INFO, spoken(walls))
     kept = partial(ask, graphs=(settings.cache / "graphs", settings.graph_bytes))
     worker = PredictionWorker(predictor or kept, limit_seconds=settings.prediction_seconds)
     try:

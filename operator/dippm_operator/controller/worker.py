@@ -9,6 +9,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 from dippm.errors import DippmError
 from dippm.prediction import Prediction
+from dippm.processes import close_memory
 from dippm_operator.predict import Predictor, Question, ask
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class PredictionWorker:
         async with self._turn:
             if self._pool is None:
                 # spawn: a fork of a process with threads and an event loop may hang.
-                self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+                spawn = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=close_memory)
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._predictor, question)
             try:
                 return await asyncio.wait_for(future, self._limit_seconds)

@@ -13,9 +13,12 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dippm.errors import ArtifactUnreachable
 from dippm_operator.fetch.source import Look
 from dippm_operator.fetch.sparse import digest_of_pieces
 
@@ -71,10 +74,17 @@ class ArtifactCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Raises ArtifactUnreachable where the folder cannot be."""
         self._folder = folder
         self._max_bytes = max_bytes
-        folder.mkdir(parents=True, exist_ok=True)
-        self.make_room(0)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.make_room(0)
+        except OSError as error:
+            raise ArtifactUnreachable(
+                f"{folder} cannot hold fetched models ({error.strerror}): give a folder that can be written "
+                "(--cache of the operator)."
+            ) from error
 
     @property
     def held_bytes(self) -> int:
@@ -91,16 +101,35 @@ class ArtifactCache:
             _delete(path)
         return None
 
-    def begin(self) -> Path:
-        """A folder to fill: the files go into its subfolder `model`."""
-        path = Path(tempfile.mkdtemp(prefix="new-", dir=self._folder))
-        (path / "model").mkdir()
-        return path
+    @contextmanager
+    def filling(self, name: str) -> Iterator[Path]:
+        """A folder to fill for the artifact `name`, the files in its subfolder `model`; `put` keeps it.
+
+        It is gone again where that fails. Raises ArtifactUnreachable for OSErrors.
+        """
+        folder: Path | None = None
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._folder))
+            (folder / "model").mkdir()
+            yield folder
+        except BaseException as error:  # a cancelled task too leaves nothing half-read
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            # Of several files that are read at once the first that failed says why.
+            first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            if isinstance(first, OSError):
+                raise ArtifactUnreachable(
+                    f"{name} cannot be kept on the operator's disk ({first.strerror or type(first).__name__}); is it "
+                    "full or read-only, or the path of a file too long?"
+                ) from first
+            if first is not error:
+                raise first from None
+            raise
 
     def put(
         self, key: str, path: Path, look: Look, content_digest: str, files: tuple[StoredFile, ...], *, is_folder: bool
     ) -> Entry:
-        """Keep what was filled since `begin`, and let others go until all are within the limit."""
+        """Keep what was `filling`, and let others go until all are within the limit."""
         record = {"key": key, "look": asdict(look), "content_digest": content_digest, "is_folder": is_folder}
         (path / _RECORD).write_text(json.dumps(record | {"files": [asdict(file) for file in files]}))
         lock = _locked(path, fcntl.LOCK_SH)

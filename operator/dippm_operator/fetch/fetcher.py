@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path, PurePosixPath
+from contextlib import asynccontextmanager
+from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
@@ -127,7 +126,7 @@ class Fetcher:
                 await asyncio.to_thread(self._cache.release, entry)
         if look is None:
             raise ArtifactUnreachable(f"{model.folder.name} says that it did not change, but it was never read.")
-        with self._begun(model.folder.name) as folder:
+        with self._cache.filling(model.folder.name) as folder:
             files, received = await take_folder(model, folder / "model", self._limits, self._threads)
             kept = await asyncio.to_thread(self._cache.put, uri, folder, look, "", files, is_folder=True)
         return kept, received
@@ -147,27 +146,8 @@ class Fetcher:
         if look is None:
             raise ArtifactUnreachable(f"{source.name} says that it did not change, but it was never read.")
         name = (PurePosixPath(unquote(urlsplit(uri).path)).name or "model")[-100:]
-        with self._begun(source.name) as folder:
+        with self._cache.filling(source.name) as folder:
             taken = await take(source, look, folder / "model" / name, self._limits, self._threads, whole=whole)
             digest = taken.content_digest
             kept = await asyncio.to_thread(self._cache.put, uri, folder, look, digest, (taken.file,), is_folder=False)
         return kept, source.received_bytes
-
-    @contextmanager
-    def _begun(self, name: str) -> Iterator[Path]:
-        """A folder for an artifact, gone again where it could not be read. Raises ArtifactUnreachable for OSErrors."""
-        folder = self._cache.begin()
-        try:
-            yield folder
-        except BaseException as error:  # a cancelled task too leaves nothing half-read
-            shutil.rmtree(folder, ignore_errors=True)
-            # Of several files that are read at once the first that failed says why.
-            first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
-            if isinstance(first, OSError):
-                raise ArtifactUnreachable(
-                    f"{name} cannot be kept on the operator's disk ({first.strerror or type(first).__name__}); is it "
-                    "full, or the path of a file too long?"
-                ) from first
-            if first is not error:
-                raise first from None
-            raise

@@ -6,7 +6,7 @@ import asyncio
 import tarfile
 import tempfile
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,10 @@ COMPRESSED_BYTES = 1 << 30
 """Largest compressed layer that is read: each file in it takes the whole of it once more."""
 _GZIP_ARCHIVES = 5 * MAX_FILES
 """In one layer: estargz begins another one with every file."""
+_EMPTY_ARCHIVES = 1_000
+"""In one layer: they are marks of an end (bgzip, estargz), and cost as much as one with something in it."""
+_SLICE_BYTES = 64 << 10
+"""Unpacked at once. What is left after an archive's end is copied, so large pieces of small archives take long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +60,67 @@ class Gunzipped:
         return None if look is None else Look(look.etag, content_digest=look.content_digest)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Of all gzip archives in a row (RFC 1952, 2.2), as estargz writes them.
+        """Of all gzip archives in a row (RFC 1952, 2.2), as estargz writes them. Others have their turn between slices.
 
         Raises ArtifactTooLarge for a layer that unpacks to more than may be fetched, ArtifactUnreachable for one that
         is damaged.
         """
-        unpacker, total, archives = zlib.decompressobj(wbits=31), 0, 1
-        try:
-            async for chunk in self._source.stream():
-                while chunk:
-                    if unpacker.eof:
-                        chunk = chunk.lstrip(b"\0")  # what pads an archive to whole blocks
-                        if not chunk:
-                            break
-                        unpacker, archives = zlib.decompressobj(wbits=31), archives + 1
-                    piece = unpacker.decompress(chunk, 1 << 20)
-                    chunk = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
-                    total += len(piece)
-                    if total > self._limits.max_bytes:
-                        raise ArtifactTooLarge(
-                            f"{self.name} unpacks to more than {self._limits.max_bytes} bytes, which is the limit."
-                        )
-                    if archives > _GZIP_ARCHIVES:
-                        raise ArtifactTooLarge(f"{self.name} is more than {_GZIP_ARCHIVES} gzip archives in a row.")
-                    if piece:
-                        yield piece
-        except zlib.error:
-            raise ArtifactUnreachable(f"{self.name} has a layer that is no gzip archive; push it again.") from None
-        if not unpacker.eof:
-            raise ArtifactUnreachable(f"{self.name} has a gzip layer that ends too early; push it again.")
+        archives = _Archives(self.name, self._limits.max_bytes)
+        async for chunk in self._source.stream():
+            for start in range(0, len(chunk), _SLICE_BYTES):
+                for piece in archives.unpack(chunk[start : start + _SLICE_BYTES]):
+                    yield piece
+                await asyncio.sleep(0)
+        archives.check_end()
 
     async def close(self) -> None:
         await self._source.close()
+
+
+class _Archives:
+    """gzip archives in a row, unpacked as they come."""
+
+    def __init__(self, name: str, max_bytes: int) -> None:
+        self._name = name
+        self._max_bytes = max_bytes
+        self._unpacker = zlib.decompressobj(wbits=31)
+        self._total = self._begun_at = 0
+        self._begun, self._empty = 1, 0
+
+    def unpack(self, packed: bytes) -> Iterator[bytes]:
+        """What the next bytes give. Raises ArtifactTooLarge, ArtifactUnreachable."""
+        while packed:
+            if self._unpacker.eof:
+                packed = packed.lstrip(b"\0")  # what pads an archive to whole blocks
+                if not packed:
+                    return
+                self._begin_another()
+            try:
+                piece = self._unpacker.decompress(packed, 1 << 20)
+            except zlib.error:
+                raise ArtifactUnreachable(f"{self._name} has a layer that is no gzip archive; push it again.") from None
+            packed = self._unpacker.unused_data if self._unpacker.eof else self._unpacker.unconsumed_tail
+            self._total += len(piece)
+            if self._total > self._max_bytes:
+                raise ArtifactTooLarge(
+                    f"{self._name} unpacks to more than {self._max_bytes} bytes, which is the limit."
+                )
+            if piece:
+                yield piece
+
+    def check_end(self) -> None:
+        """Raises ArtifactUnreachable where the last archive goes on."""
+        if not self._unpacker.eof:
+            raise ArtifactUnreachable(f"{self._name} has a gzip layer that ends too early; push it again.")
+
+    def _begin_another(self) -> None:
+        self._begun += 1
+        self._empty += self._total == self._begun_at
+        if self._begun > _GZIP_ARCHIVES:
+            raise ArtifactTooLarge(f"{self._name} is more than {_GZIP_ARCHIVES} gzip archives in a row.")
+        if self._empty > _EMPTY_ARCHIVES:
+            raise ArtifactTooLarge(f"{self._name} has more than {_EMPTY_ARCHIVES} empty gzip archives.")
+        self._unpacker, self._begun_at = zlib.decompressobj(wbits=31), self._total
 
 
 class Window:

@@ -11,6 +11,7 @@ import json
 import sys
 from typing import Any
 
+from dippm.artifact import open_artifact
 from dippm.case import Allocator, Precision, Runtime
 from dippm.cli import render
 from dippm.cli.numbers import not_negative, percent, positive, whole
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from dippm.api import predict
 
     if args.batch is None:
+        open_artifact(args.model, framework=args.framework, constructor=args.constructor)  # a wrong file is said first
         raise InputShapeError("the batch size is missing: say it with --batch, for example --batch 32")
     prediction = predict(
         args.model,

@@ -24,7 +24,7 @@ def load(root: str | Path = "datasets/h200-v1", *, processed: str | Path | None 
         train, validation, test = data.random_split()        # 70/15/15, as in the paper
         train, test = data.leave_families_out(fold=0)        # whole super-families unseen, five folds
 
-    The first call puts the graphs together (minutes) and keeps them in `processed` (the folder's own `processed/`).
+    A graph is put together when it is first asked for, and kept in `processed` (the folder's own `processed/`).
     """
     from dippm.data.geometric import MeasuredModels
 

@@ -12,20 +12,21 @@ Each graph carries
     key              [n]      the operator's key (`dippm.network.lookup`): equal for equal signature, precision and mode
     index            [1]      the case's place in `cases`, whose row says how it was run
 
-Cases of which fewer than four fifths of the operator rows belong to nodes of the graph are left out.
+Cases of which fewer than four fifths of the operator rows belong to nodes of the graph are left out. A graph is put
+together when it is first asked for, and kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dippm.data.kept_arrays import KeptArrays
 from dippm.data.reader import DataSet
 from dippm.data.rows import LEAST_MATCHED, CaseRow
 from dippm.data.splits import FOLDS, PARTS, RANDOM, fold_of, locked, part_of
@@ -35,7 +36,7 @@ from dippm.vocabulary import INDEX
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch Geometric 2.8 scripts modules when imported
-    from torch_geometric.data import Data, InMemoryDataset
+    from torch_geometric.data import Data, Dataset
 
 TARGETS = (
     "allocated_mib", "activations_mib", "reserved_mib", "footprint_mib", "device_ms", "latency_ms", "energy_j",
@@ -48,8 +49,14 @@ FORM = 1
 class HideOperators:
     """A transform: takes out the labels of operators that are held back, in networks drawn at random."""
 
-    def __init__(self, keys: torch.Tensor) -> None:
-        self.keys = keys
+    def __init__(self, held_back: MeasuredModels) -> None:
+        self._held_back = held_back
+
+    @cached_property
+    def keys(self) -> torch.Tensor:
+        """Of the operators of all graphs that are held back, sorted. The first time these are put together for it."""
+        keys = [graph.key for graph in self._held_back]
+        return torch.unique(torch.cat(keys)) if keys else torch.zeros(0, dtype=torch.int64)
 
     def __call__(self, data: Data) -> Data:
         """The graph with these labels as if they had not been measured."""
@@ -61,52 +68,32 @@ class HideOperators:
         return data
 
 
-class MeasuredModels(InMemoryDataset):  # type: ignore[misc]
+class MeasuredModels(Dataset):  # type: ignore[misc]
     """The cases with labels that have a graph, in the data set's order; `cases[i]` is the row of graph `i`."""
 
     def __init__(self, folder: Path, processed: Path | None = None) -> None:
         if not (folder / "cases.parquet").is_file():
             raise FileNotFoundError(f"{folder} holds no cases.parquet: give the folder of a data set")
-        self._folder, self._processed = folder, processed or folder / "processed"
-        super().__init__(str(folder))
-        self.load(self.processed_paths[0])
-
-    @property
-    def raw_dir(self) -> str:
-        """The folder of Parquet files."""
-        return str(self._folder)
-
-    @property
-    def raw_file_names(self) -> list[str]:
-        """The Parquet files."""
-        return sorted(path.name for path in self._folder.glob("*.parquet"))
-
-    @property
-    def processed_dir(self) -> str:
-        """Where graphs are kept once they were put together."""
-        return str(self._processed)
-
-    @property
-    def processed_file_names(self) -> list[str]:
-        """One file, named by what it was made from."""
-        sizes = [(name, (self._folder / name).stat().st_size) for name in self.raw_file_names]
-        digest = (self._folder / "sequences.parquet").read_bytes() + (self._folder / "cases.parquet").read_bytes()
-        body = f"{FORM} {TARGETS} {sizes}".encode() + hashlib.sha256(digest).digest()
-        return [f"graphs-{hashlib.sha256(body).hexdigest()[:16]}.pt"]
+        self._data = DataSet(folder)
+        self._kept = KeptArrays((processed or folder / "processed") / f"graphs-{_made_from(folder)}.sqlite")
+        super().__init__()
 
     @cached_property
     def cases(self) -> list[CaseRow]:
         """The case of each graph, in their order (of the whole data set, whatever part this is)."""
-        return [row for row in DataSet(self._folder).cases(joined=True) if (row.matched_share or 0) >= LEAST_MATCHED]
+        return [row for row in self._data.cases(joined=True) if (row.matched_share or 0) >= LEAST_MATCHED]
 
-    def process(self) -> None:
-        """Puts all graphs together."""
-        self.save(list(self._graphs()), self.processed_paths[0])
+    def len(self) -> int:
+        """Graphs of the whole data set; `len()` of a part counts the part's."""
+        return len(self.cases)
 
-    def _graphs(self) -> Iterator[Data]:
-        data = DataSet(self._folder)
-        for index, row in enumerate(self.cases):
-            yield _graph(data, row, index)
+    def get(self, index: int) -> Data:
+        """Graph `index` of the whole data set, without a transform."""
+        arrays = self._kept.get(index)
+        if arrays is None:
+            arrays = _arrays(self._data, self.cases[index], index)
+            self._kept.put(index, arrays)
+        return Data(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _part(self, chosen: list[int]) -> MeasuredModels:
         part: MeasuredModels = self.index_select(chosen)
@@ -136,9 +123,8 @@ class MeasuredModels(InMemoryDataset):  # type: ignore[misc]
                 found = fold_of(row.super_family, row.architecture)
                 (test if found == fold else train).append(index)
         held_back = self._part(test)
-        keys = torch.cat([graph.key for graph in held_back]) if test else torch.zeros(0, dtype=torch.int64)
         seen = self._part(train)
-        seen.transform = HideOperators(torch.unique(keys))
+        seen.transform = HideOperators(held_back)
         return seen, held_back
 
     def release(self) -> MeasuredModels:
@@ -146,20 +132,28 @@ class MeasuredModels(InMemoryDataset):  # type: ignore[misc]
         return self._part([i for i, row in enumerate(self.cases) if row.super_family in locked()])
 
 
-def _graph(data: DataSet, row: CaseRow, index: int) -> Data:
+def _made_from(folder: Path) -> str:
+    """Names what the graphs are made from."""
+    sizes = [(path.name, path.stat().st_size) for path in sorted(folder.glob("*.parquet"))]
+    digest = (folder / "sequences.parquet").read_bytes() + (folder / "cases.parquet").read_bytes()
+    body = f"{FORM} {TARGETS} {sizes}".encode() + hashlib.sha256(digest).digest()
+    return hashlib.sha256(body).hexdigest()[:16]
+
+
+def _arrays(data: DataSet, row: CaseRow, index: int) -> dict[str, np.ndarray]:
+    """The fields of a case's graph."""
     graph = data.graph(row)
     labels = data.node_labels(row, graph)
-    edges = np.array(graph.edges, dtype=np.int64).reshape(-1, 2).T
     targets = [getattr(row, name) for name in TARGETS]
-    return Data(
-        x=torch.from_numpy(node_features(graph)),
-        edge_index=torch.from_numpy(np.ascontiguousarray(edges)),
-        kind=torch.tensor([INDEX.get(o.kind, 0) for o in graph.operators], dtype=torch.int64),
-        s=torch.from_numpy(static_features(graph).as_array()).reshape(1, -1),
-        y=torch.tensor([[float("nan") if value is None else value for value in targets]], dtype=torch.float32),
-        workspace_bytes=torch.from_numpy(labels.workspace_bytes),
-        kernel_us=torch.from_numpy(labels.kernel_us),
-        key=torch.from_numpy(operator_keys(graph, row.case).view(np.int64)),
-        index=torch.tensor([index]),
-        drawn=torch.tensor([row.super_family == RANDOM]),
-    )
+    return {
+        "x": node_features(graph),
+        "edge_index": np.ascontiguousarray(np.array(graph.edges, dtype=np.int64).reshape(-1, 2).T),
+        "kind": np.array([INDEX.get(o.kind, 0) for o in graph.operators], dtype=np.int64),
+        "s": static_features(graph).as_array().reshape(1, -1),
+        "y": np.array([[np.nan if value is None else value for value in targets]], dtype=np.float32),
+        "workspace_bytes": labels.workspace_bytes,
+        "kernel_us": labels.kernel_us,
+        "key": operator_keys(graph, row.case).view(np.int64),
+        "index": np.array([index]),
+        "drawn": np.array([row.super_family == RANDOM]),
+    }

@@ -46,6 +46,9 @@ class DataSet:
         self.root = root
         self._last_graph = lru_cache(maxsize=32)(self.stored_graph)
 
+    def __reduce__(self) -> tuple[type[DataSet], tuple[Path]]:
+        return DataSet, (self.root,)  # another process reads for itself
+
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table (`cases`, `repeats`, `caps`, `anchors`, `onnxruntime`); none where it is missing."""
         path = self.root / f"{table}.parquet"

@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --data: only architectures that are not in this file of held-back rows, which the bundle's training "
         "left: docs/accuracy/heldback.csv.gz for the one in the package",
     )  # fmt: skip
-    parser.add_argument("--sample", type=int, help="with --data: so many cases, drawn by a fixed seed")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        help="with --data: so many cases, drawn by a fixed seed (without --unseen: trained ones too)",
+    )
     parser.add_argument(
         "--release", action="store_true",
         help="with --data: the six locked super-families, which nothing else reads; look once for a release",
@@ -66,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         body = {
             "cases": len(rows),
+            "of": _how(options),
             "architectures": len({r.architecture for r in rows}),
             "sections": {name: [asdict(e) for e in error_table(part)] for name, part in sections.items()},
             "right_profile_percent": profiles,
@@ -74,10 +79,7 @@ def run(options: argparse.Namespace) -> int:
         }
         print(json.dumps(body))
         return 0
-    how = "each held back" if options.heldback is not None else "as the bundle predicts them, seen in training or not"
-    how = "of architectures that its training never saw, as the bundle predicts them" if options.unseen else how
-    how = "of locked super-families, as the bundle predicts them" if options.release else how
-    print(f"{len(rows)} cases of {len({r.architecture for r in rows})} architectures, {how}")
+    print(f"{len(rows)} cases of {len({r.architecture for r in rows})} architectures, {_how(options)}")
     for name, part in sections.items():
         print(f"\n## {name} ({len(part)} cases)\n\n{render(error_table(part))}")
     print("\n## named architectures, without the graph level\n\n" + render(error_table(named, composed=True)))
@@ -87,6 +89,17 @@ def run(options: argparse.Namespace) -> int:
             f"{close[device]:.1f} % of the {len(near[device])} within {NEAR:.0%} of a profile's limit"
         )
     return 0
+
+
+def _how(options: argparse.Namespace) -> str:
+    """Which cases these are, and whose predictions."""
+    if options.release:
+        return "of locked super-families, as the bundle predicts them"
+    if options.heldback is not None:
+        return "each held back"
+    if options.unseen:
+        return "of architectures that its training never saw, as the bundle predicts them"
+    return "as the bundle predicts them, those that it was trained on among them (--unseen CSV leaves them out)"
 
 
 def _rows(options: argparse.Namespace) -> list[HeldBackRow]:

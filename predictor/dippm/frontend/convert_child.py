@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dippm.errors import DippmError
-from dippm.frontend.isolation import deny_programs, leave_network
+from dippm.frontend.isolation import deny_programs, leave_network, leave_processes
 from dippm.frontend.limits import Limits, limit_self
-from dippm.processes import die_with_parent
+from dippm.processes import close_memory, die_with_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,10 @@ def main() -> None:
     os.dup2(2, 1)  # what frameworks print is no part of the answer
     request = json.loads(sys.stdin.buffer.read())
     die_with_parent()
+    close_memory()  # to the child that reads the next file
     limit_self(Limits(**request["limits"]))
     leave_network()
+    leave_processes()
     head, onnx = _answer(request)
     with os.fdopen(answer_to, "wb") as pipe:
         pipe.write(json.dumps(head).encode() + b"\n" + onnx)

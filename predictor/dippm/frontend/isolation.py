@@ -1,13 +1,19 @@
-"""What keeps a process that reads a file of somebody else from reaching out: three walls, each on its own.
+"""What keeps a process that reads a file of somebody else from reaching out: walls that stand each on its own.
 
 1. `namespace`: a network namespace of its own, which has no way out. Container runtimes refuse it as a rule (their
    seccomp profile has no `unshare`), and so do kernels without user namespaces.
 2. `filter`: a seccomp filter of its own, with which the kernel refuses new sockets (of every family, and by io_uring),
-   the calls that take sockets or memory from another process, and, once the libraries are loaded, other programs. No
-   privilege is needed; x86-64 and arm64. It does not close `/proc/PID/mem` of a process of the same user.
-3. An audit hook, always: it stops what Python code would do, and native code never meets it.
+   and the calls that take sockets or memory from another process. No privilege is needed; x86-64 and arm64.
+3. `programs`: another such filter, once the libraries are loaded, with which it refuses other programs.
+4. `domain`: a Landlock domain of its own, from which no process outside can be reached: its memory (the file
+   `/proc/PID/mem`, which no filter of calls can tell from another file) or a signal. Linux 5.13, the signal 6.12.
+5. An audit hook, always: it stops what Python code would do, and native code never meets it.
 
-Only the standard library is imported. https://docs.kernel.org/userspace-api/seccomp_filter.html
+Where there is no domain, `/proc/PID/mem` of a process of the same user is open unless that process has closed it
+(`dippm.processes.close_memory`).
+
+Only the standard library is imported. https://docs.kernel.org/userspace-api/seccomp_filter.html,
+https://docs.kernel.org/userspace-api/landlock.html
 """
 
 from __future__ import annotations
@@ -22,12 +28,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-NAMESPACE, FILTER = "namespace", "filter"
+NAMESPACE, FILTER, PROGRAMS, DOMAIN = "namespace", "filter", "programs", "domain"
 _DENIED_EVENTS = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "pty.")
 """Audit events (https://docs.python.org/3/library/audit_events.html) that reading a model has no use for."""
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF, _LANDLOCK_VERSION = 444, 446, 1
+_DOMAIN_REFUSES = (1 << 6 | 1 << 11, 1 << 0 | 1 << 1, 1 << 0 | 1 << 1)
+"""`struct landlock_ruleset_attr`: device nodes (a domain must refuse something, and nobody here makes one); TCP, bound
+or connected; abstract Unix sockets and signals to outside."""
+_DOMAIN_FIELDS_BY_VERSION = ((6, 3), (4, 2), (1, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +115,44 @@ def leave_network() -> tuple[str, ...]:
     return (NAMESPACE,) * made + (FILTER,) * filtered
 
 
-def deny_programs() -> None:
-    """No sockets and no other programs, from now on."""
+def leave_processes() -> tuple[str, ...]:
+    """Put up what the kernel has against reaching other processes. Only while there is a single thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    fields = next((count for since, count in _DOMAIN_FIELDS_BY_VERSION if version >= since), 0)
+    if fields == 0 or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return ()
+    refused = (ctypes.c_uint64 * fields)(*_DOMAIN_REFUSES[:fields])
+    rules = libc.syscall(_LANDLOCK_CREATE_RULESET, refused, ctypes.c_size_t(ctypes.sizeof(refused)), 0)
+    if rules < 0:
+        return ()
+    made: bool = libc.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0) == 0
+    os.close(rules)
+    return (DOMAIN,) * made
+
+
+def deny_programs() -> tuple[str, ...]:
+    """No sockets and no other programs, from now on; the wall that stands for it beside the audit hook."""
     machine = _MACHINES.get(platform.machine())
-    if machine is not None:
-        _filter(machine, (machine.execve, machine.execveat))
+    filtered = machine is not None and _filter(machine, (machine.execve, machine.execveat))
 
     def deny(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(_DENIED_EVENTS):
             raise PermissionError(f"reading a model may not do {event}")
 
     sys.addaudithook(deny)
+    return (PROGRAMS,) * filtered
 
 
 def cut_off() -> tuple[str, ...]:
-    """No network and no other programs: `leave_network`, `deny_programs`. The walls beside the audit hook."""
-    walls = leave_network()
-    deny_programs()
-    return walls
+    """`leave_network`, `leave_processes`, `deny_programs`: the walls that stand beside the audit hook."""
+    return (*leave_network(), *leave_processes(), *deny_programs())
 
 
 def walls_here() -> tuple[str, ...]:
     """The walls that a process which reads files has on this machine, beside the audit hook; tried in one."""
     code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import isolation; "
-    code += "print(*isolation.leave_network())"
+    code += "print(*isolation.cut_off())"
     try:
         tried = subprocess.run(
             [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False, timeout=20
@@ -138,15 +163,30 @@ def walls_here() -> tuple[str, ...]:
 
 
 def spoken(walls: Sequence[str]) -> str:
-    """What `walls_here` found, for a user."""
+    """What `walls_here` found, for a user: three sentences, of the network, of programs, of processes."""
     held = {NAMESPACE: "a network namespace of its own", FILTER: "a seccomp filter of its own"}
-    if not walls:
-        return (
-            "Processes that read model files are kept off the network by an audit hook of Python alone: this kernel, "
-            "or the container's seccomp profile, takes neither a network namespace nor a filter. Native code could "
-            "connect."
+    network = " and ".join(said for wall, said in held.items() if wall in walls)
+    return " ".join(
+        (
+            f"Processes that read model files have no network: {network}."
+            if network
+            else "Processes that read model files are kept off the network by an audit hook of Python alone: this "
+            "kernel, or the container's seccomp profile, takes neither a network namespace nor a filter. Native code "
+            "could connect.",
+            "They start no other program: a second filter."
+            if PROGRAMS in walls
+            else "Other programs are refused to them by the audit hook alone: native code could start one.",
+            "They reach no other process: a Landlock domain of its own."
+            if DOMAIN in walls
+            else "This kernel takes no Landlock domain: processes of the same user that have not closed their memory "
+            "are open to them.",
         )
-    return f"Processes that read model files have no network: {' and '.join(held[wall] for wall in walls)}."
+    )
+
+
+def lacking(walls: Sequence[str]) -> bool:
+    """Whether native code could connect, or start a program."""
+    return not {NAMESPACE, FILTER} & set(walls) or PROGRAMS not in walls
 
 
 def _filter(machine: _Machine, refused: Sequence[int]) -> bool:

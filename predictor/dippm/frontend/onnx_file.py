@@ -20,7 +20,7 @@ from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
 from dippm.frontend.onnx_node import OnnxNode
 from dippm.frontend.onnx_types import dtype_of
 from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
-from dippm.frontend.protobuf_wire import varint
+from dippm.frontend.protobuf_wire import tag, varint
 from dippm.graph import TensorSpec
 
 MAX_GRAPH_BYTES = 512 << 20
@@ -95,8 +95,10 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
             kept.CopyFrom(tensor)
     large = _large_constants(nodes, shown)
     weights |= {nodes[place].outputs[0]: kind for place, kind in large.items()}
-    for place in sorted(large, reverse=True):
-        del graph.node[place], nodes[place]
+    if large:
+        nodes = [node for place, node in enumerate(nodes) if place not in large]
+        del graph.node[:]  # one by one takes the square of their number
+        graph.node.extend([node.proto for node in nodes])
     declared = {i.name for i in graph.input}
     for name, (number, shape) in weights.items():
         if name not in declared:
@@ -210,12 +212,7 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
     position, end = 0, len(view)
     while position < end:
         start = position
-        tag = view[position]
-        if tag < 0x80:  # one byte, as nearly all are
-            position += 1
-        else:
-            tag, position = varint(view, position, shown, "ONNX file")
-        number, wire = tag >> 3, tag & 7
+        number, wire, position = tag(view, position, shown, "ONNX file")
         length = 0
         if wire == 0:
             _, position = varint(view, position, shown, "ONNX file")
@@ -241,13 +238,13 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
             if depth == MAX_DEPTH:
                 raise ModelFormatError(f"{shown} nests its graphs too deeply to be read: {MAX_DEPTH // 4} are")
             inner = _strip(view[body:position], child, shown, depth + 1)
-            kept += _tag(tag) + _tag(len(inner)) + inner
+            kept += _varint(number << 3 | wire) + _varint(len(inner)) + inner
             continue
         kept += view[start:position]
     return kept
 
 
-def _tag(value: int) -> bytes:
+def _varint(value: int) -> bytes:
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)

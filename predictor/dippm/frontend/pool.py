@@ -10,7 +10,6 @@ It starts with PyTorch and TVM, and takes transformers in too when it first has 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import select
 import signal
@@ -24,12 +23,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dippm.errors import ParseLimitExceeded
-from dippm.processes import die_with_parent
+from dippm.processes import close_memory, die_with_parent
 
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
 """A process with threads is not safe to fork; and one file is one thread's work."""
-_PR_SET_DUMPABLE = 4
 _STATUS = struct.Struct("i")
 _IDLE_MILLISECONDS = 300
 _NOT_FOR_PARSING = ("sklearn", "scipy", "pandas", "PIL", "torchvision", "torchaudio", "librosa", "numba", "datasets")
@@ -220,9 +218,7 @@ def _become_child(talk: int) -> None:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        libc = ctypes.CDLL(None)
         die_with_parent()
-        libc.prctl(_PR_SET_DUMPABLE, 1)
         os.dup2(talk, 0)
         os.dup2(talk, 1)
         os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
@@ -252,8 +248,7 @@ def serve(control: socket.socket) -> None:
     torch.set_num_threads(1)
     for module in ("onnx_model", "pt2_file", "torchscript", "relax"):
         import_module(f"dippm.frontend.{module}")
-    # A child that was taken over must not reach the parent of the next (ptrace, /proc/PID/mem).
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
+    close_memory()  # a child that was taken over must not reach the parent of the next, nor the next: they inherit it
     gc.freeze()  # what is shared stays shared: collections in the children would touch every page
     children = _Children(control)
     try:

@@ -26,6 +26,7 @@ import keras
 import onnx
 import tensorflow as tf
 import tf2onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package of its own
 from tensorflow.core.protobuf import saved_model_pb2
 from tf2onnx.tf_loader import tf_optimize
 
@@ -122,7 +123,7 @@ def _saved_model_graph(path: Path, shown: str) -> TensorFlowGraph:
     saved = saved_model_pb2.SavedModel()
     try:
         saved.ParseFromString(saved_model_of(path, shown))
-    except Exception:  # protobuf's DecodeError is another class in each of its implementations
+    except DecodeError:
         raise ModelFormatError(
             f"{shown} is a damaged SavedModel: its protobuf cannot be decoded; is the download complete?"
         ) from None

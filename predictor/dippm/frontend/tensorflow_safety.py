@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dippm.errors import ModelFormatError, UnsafeModel
-from dippm.frontend.protobuf_wire import varint
+from dippm.frontend.protobuf_wire import tag, varint
 from dippm.tensorflow_files import HDF5, KERAS_CONFIG, SAVED_MODEL, saved_model_member
 
 MAX_CONFIG_BYTES = 64 << 20
@@ -239,8 +239,7 @@ def _walk(view: memoryview, message: str, names: set[bytes], shown: str) -> None
     """Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint or some bytes)."""
     position, end = 0, len(view)
     while position < end:
-        tag, position = varint(view, position, shown, "SavedModel")
-        number, wire = tag >> 3, tag & 7
+        number, wire, position = tag(view, position, shown, "SavedModel")
         length = {1: 8, 5: 4}.get(wire, 0)
         if wire == 0:
             _, position = varint(view, position, shown, "SavedModel")

@@ -47,6 +47,7 @@ def graph_of_tflite(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | N
     except NotImplementedError as error:
         raise UnsupportedOperator(f"{shown} has an operator that is not supported: {_first_line(error)}") from error
     except Exception as error:
+        # TVM's converters raise whatever comes up where a batch that the file fixes meets another one.
         if fixed is None:
             raise
         raise _fixed_batch(shown, fixed, batch) from error

@@ -32,6 +32,10 @@ from dippm.zoo.case import ZooCase
 PASSES = 3
 FIRST_TRIED = 0.991
 """Share of the reserved peak that is tried first: most cases need all of it, and one failure there is the answer."""
+TRIAL_SECONDS = 90.0
+"""Of one trial, construction and the start of CUDA included. One that hangs costs its row and its process."""
+_LAST_SECONDS = 5.0
+"""What a process has to be gone once it is killed; one that waits in the driver is left to the system."""
 FAILED_FOR_MEMORY = ("memory", "alloc_failed", "cudnn", "cublas")
 """In the words of errors that are not `torch.OutOfMemoryError` and yet come of a cap."""
 
@@ -114,12 +118,17 @@ class Prober:
 
     def trial(self, case: ZooCase, cap_mib: float | None) -> Trial:
         """One run of the case under a cap (MiB; None: the whole GPU). Raises RuntimeError if it broke for another
-        reason than memory."""
+        reason than memory, or took longer than TRIAL_SECONDS."""
         if self._pipe is None or self._allocator is not case.allocator:
             self._start(case.allocator)
         assert self._pipe is not None
         try:
             self._pipe.send((case.to_json(), cap_mib))
+            if not self._pipe.poll(TRIAL_SECONDS):
+                self.close()
+                raise RuntimeError(
+                    f"the trial of {case.id} under {cap_mib} MiB took longer than {TRIAL_SECONDS:g} s and was stopped"
+                )
             answer = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.close()
@@ -146,7 +155,7 @@ class Prober:
         if self._pipe is not None:
             self._pipe.close()
             self._process.kill()
-            self._process.join()
+            self._process.join(_LAST_SECONDS)
             self._pipe = self._process = None
 
 

@@ -27,6 +27,9 @@ from dippm.zoo.case import ZooCase
 LOOK_AHEAD = 40
 """A group this far ahead may go first if a process with its allocator is idle; starting one costs two seconds."""
 
+_LAST_SECONDS = 10.0
+"""What a worker has to be gone once it is killed; then its row is written without it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -102,9 +105,9 @@ def remaining(cases: Iterable[ZooCase], rows: Iterable[dict[str, Any]]) -> list[
 
 def _served_by(case: ZooCase) -> set[tuple[str, str, bool]]:
     """Rows that make a measurement of the case needless: with ONNX Runtime times and limits are taken apart, else a row
-    with times holds all that one without them would."""
-    apart = case.purpose == "onnxruntime"
-    return {(case.id, case.purpose, timed) for timed in ((case.timed,) if apart else (False, True))}
+    with times holds all that one without them would, and never the other way round."""
+    alone = case.timed or case.purpose == "onnxruntime"
+    return {(case.id, case.purpose, timed) for timed in ((case.timed,) if alone else (False, True))}
 
 
 def tag(case: ZooCase, row: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +148,7 @@ class Schedule:
                 break
             for slot in self._ready():
                 self._collect(slot, None if closing else again)
-            self._stop_hanging()
+            self._stop_hanging(None if closing else again)
             if elapsed - shown > 5:
                 shown = elapsed
                 self._show(elapsed, total)
@@ -212,17 +215,19 @@ class Schedule:
         return process, ours
 
     def _collect(self, slot: _Slot, again: deque[ZooCase] | None) -> None:
-        case = slot.case
-        assert case is not None
+        assert slot.case is not None
         try:
             row: dict[str, Any] = json.loads(slot.pipe.recv_bytes())
         except EOFError:
             slot.process.join(5)
-            row = {
-                "case": case.id,
-                "status": "failed",
-                "reason": f"the process died (exit code {slot.process.exitcode})",
-            }
+            reason = f"the process died (exit code {slot.process.exitcode})"
+            row = {"case": slot.case.id, "status": "failed", "reason": reason}
+        self._settle(slot, row, again)
+
+    def _settle(self, slot: _Slot, row: dict[str, Any], again: deque[ZooCase] | None) -> None:
+        """The slot's case is done: its row is written, or it is to be measured again."""
+        case = slot.case
+        assert case is not None
         slot.case, slot.done = None, slot.done + 1
         crowded = any(s.case for s in self.slots)
         if crowded and again is not None and needs_repeat(row):
@@ -239,10 +244,16 @@ class Schedule:
             else:
                 self.slots.remove(slot)
 
-    def _stop_hanging(self) -> None:
-        for slot in self.slots:
-            if slot.case and time.monotonic() - slot.since > self.plan.case_seconds:
-                slot.process.kill()
+    def _stop_hanging(self, again: deque[ZooCase] | None) -> None:
+        """Kills who takes too long; the end of its pipe then tells. Where that does not come (it waits in the driver,
+        or what it started holds the pipe), the row is written without it."""
+        for slot in list(self.slots):
+            if slot.case is None or (over := time.monotonic() - slot.since - self.plan.case_seconds) <= 0:
+                continue
+            slot.process.kill()
+            if over > _LAST_SECONDS:
+                reason = f"the process took longer than {self.plan.case_seconds:g} s and did not end when it was killed"
+                self._settle(slot, {"case": slot.case.id, "status": "failed", "reason": reason}, again)
 
     def _close(self, slot: _Slot) -> None:
         with contextlib.suppress(BrokenPipeError):

@@ -31,19 +31,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     planned = steps.add_parser("plan", help="find what each network will roughly need, for `list` to draw batches by")
     planned.add_argument("plans", type=Path, nargs="?", help="lines are added here (default: the package's own file)")
     planned.add_argument("--random", type=int, default=1600, help="random networks (default: %(default)s)")
-    planned.add_argument("--seed", type=int, default=1)
-    planned.add_argument("--processes", type=int, default=2)
-    listed = steps.add_parser("list", help="draw the list of cases from a seed")
-    listed.add_argument("cases", type=Path)
-    listed.add_argument("--seed", type=int, default=1)
-    listed.add_argument("--random", type=int, default=1600, help="random networks (default: %(default)s)")
-    listed.add_argument("--timed", type=int, default=900, help="cases with time and energy (default: %(default)s)")
-    listed.add_argument("--memory", type=int, default=2600, help="cases of memory alone (default: %(default)s)")
+    planned.add_argument("--seed", type=int, default=1, help="of the random networks (default: %(default)s)")
+    planned.add_argument("--processes", type=int, default=2, help="side by side (default: %(default)s)")
+    listed = steps.add_parser(
+        "list", help="draw the list of cases from a seed",
+        description="Draws the list of cases from a seed: --timed, --memory and --caps cases together, behind up to 20 "
+        "anchors (timed cases that open and close each run) and --again. A case is a network at a batch, precision, "
+        "mode, runtime and allocator; one network has several.",
+    )  # fmt: skip
+    listed.add_argument("cases", type=Path, help="written anew: a case a line of JSON")
+    listed.add_argument("--seed", type=int, default=1, help="the same seed, the same list (default: %(default)s)")
+    listed.add_argument(
+        "--random", type=int, default=1600,
+        help="random networks to draw from, beside those of the catalogue (default: %(default)s)",
+    )  # fmt: skip
+    listed.add_argument(
+        "--timed",
+        type=int,
+        default=900,
+        help="cases with time and energy too, at most (default: %(default)s)",
+    )
+    listed.add_argument("--memory", type=int, default=2600, help="of memory alone, at most (default: %(default)s)")
     listed.add_argument("--known", type=Path, help="a data set whose cases are not measured anew")
     listed.add_argument(
         "--again", type=int, default=0, help="cases of --known to measure once more (default: %(default)s)"
     )
-    listed.add_argument("--caps", type=int, default=160, help="searches for the smallest cap (default: %(default)s)")
+    listed.add_argument(
+        "--caps", type=int, default=160,
+        help="searches for the smallest cap, of cases that are in the list too, at most (default: %(default)s)",
+    )  # fmt: skip
     beside = listed.add_argument_group("lists beside that one; with any of these it is left out")
     beside.add_argument("--paper", action="store_true", help="the cases that the DIPPM paper prints, in all modes")
     beside.add_argument("--large", type=int, default=0, help="cases of 62 to 118 GB")
@@ -54,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--onnx-ms", type=float, default=60.0, help="longest pass expected of these (ms; default: %(default)s)"
     )
     extracted = steps.add_parser("extract", help="extract the graph of every network of a list")
-    extracted.add_argument("cases", type=Path)
+    extracted.add_argument("cases", type=Path, help="list of cases, as `dippm graph list` writes it")
     extracted.add_argument("graphs", type=Path, help="graphs are appended here; what it holds is not made again")
     extracted.add_argument(
         "--half", action="store_true", help="also in half precision, where a network casts by itself"
     )
     packed = steps.add_parser("pack", help="join measured rows with graphs and write Parquet")
-    packed.add_argument("cases", type=Path)
+    packed.add_argument("cases", type=Path, help="list of cases that was measured")
     packed.add_argument("rows", type=Path, nargs="+", help="rows as dippm measure wrote them, first come first served")
     packed.add_argument("--graphs", type=Path, nargs="+", required=True, help="graphs as extracted; later files count")
     packed.add_argument("--more-cases", type=Path, nargs="+", default=[], help="further lists that the rows belong to")
@@ -101,9 +117,13 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     cases = declare(members, plans, seed=args.seed, timed=args.timed, memory=args.memory, caps=args.caps, known=known)
     again = stratified(known.values(), lambda case: (case.super_family, case.precision), args.seed)[: args.again]
-    write_cases(args.cases, anchors(cases) + again + cases)
     networks = len({case.network.key for case in (*cases, *again)})
-    print(f"{args.cases}: {len(cases)} cases of {networks} networks, {len(again)} of them again", file=sys.stderr)
+    opening = anchors(cases)
+    write_cases(args.cases, opening + again + cases)
+    print(
+        f"{args.cases}: {len(cases)} cases of {networks} networks, {len(again)} more again, {len(opening)} anchors",
+        file=sys.stderr,
+    )
     return 0
 
 
