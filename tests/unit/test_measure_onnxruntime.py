@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -134,28 +135,43 @@ def test_the_list_is_drawn_from_a_seed_and_spread() -> None:
         OrtOptions.of(case.options)
 
 
-def _hold(path: Path, seconds: float, log: Path, name: str) -> None:
+def _say(log: Path, what: str) -> None:
+    with log.open("a") as out:
+        out.write(f"{what} ")
+
+
+def _hold(path: Path, log: Path, name: str, go: Event) -> None:
     lock = GpuLock(path)
+    _say(log, f"?{name}")
     with lock.alone() if name.startswith("time") else lock.shared():
-        with log.open("a") as out:
-            out.write(f"+{name} ")
-        time.sleep(seconds)
-        with log.open("a") as out:
-            out.write(f"-{name} ")
+        _say(log, f"+{name}")
+        go.wait(60)
+        _say(log, f"-{name}")
 
 
 def test_times_are_taken_alone_and_memory_side_by_side(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    path, log = tmp_path / "gpu.lock", tmp_path / "log"
-    started = []
-    for name, wait in (("memory1", 0.0), ("memory2", 0.0), ("time1", 0.1), ("memory3", 0.1)):
-        time.sleep(wait)
-        started.append(context.Process(target=_hold, args=(path, 0.4, log, name)))
+    path, log, go, started = tmp_path / "gpu.lock", tmp_path / "log", context.Event(), []
+
+    def start(name: str, until: str) -> None:
+        started.append(context.Process(target=_hold, args=(path, log, name, go)))
         started[-1].start()
+        deadline = time.monotonic() + 60
+        while not log.exists() or until not in log.read_text().split():
+            assert time.monotonic() < deadline, until
+            time.sleep(0.02)
+
+    start("memory1", "+memory1")
+    start("memory2", "+memory2")  # memory is shared
+    start("time1", "?time1")
+    time.sleep(0.5)  # between its word and its wait
+    start("memory3", "?memory3")
+    time.sleep(0.5)
+    assert not {"+time1", "+memory3"} & set(log.read_text().split())
+    go.set()
     for process in started:
-        process.join(10)
+        process.join(60)
     events = log.read_text().split()
-    assert set(events[:2]) == {"+memory1", "+memory2"}, "memory is shared"
     alone = events.index("+time1")
     assert events[alone + 1] == "-time1", "nobody else meanwhile"
     assert events.index("+memory3") > alone, "who comes later waits for whoever waits to take times"

@@ -230,7 +230,7 @@ async def reader(cluster: Cluster, tmp_path: Path) -> AsyncIterator[ClaimReader]
     host, port = cluster.url  # type: ignore[attr-defined]
     configuration = Configuration(host=f"http://{host}:{port}", api_key={"BearerToken": "Bearer t"})
     async with ApiClient(Connection(configuration)) as api:
-        yield ClaimReader(api, ArtifactCache(tmp_path / "cache", 10**9), ClaimSettings("dippm:1", seconds=2.0))
+        yield ClaimReader(api, ArtifactCache(tmp_path / "cache", 10**9), ClaimSettings("dippm:1", seconds=30.0))
 
 
 async def test_claim_is_read_once_and_asked_again(cluster: Cluster, reader: ClaimReader, claim: Path) -> None:
@@ -270,7 +270,7 @@ async def test_job_has_no_rights_and_an_end(cluster: Cluster, reader: ClaimReade
     assert "dippm.dev/inference-job" not in job["metadata"]["labels"]
     assert job["spec"]["template"]["metadata"]["labels"]["dippm.dev/inject"] == "false"
     assert (job["spec"]["backoffLimit"], job["spec"]["ttlSecondsAfterFinished"]) == (0, 60)
-    assert job["spec"]["activeDeadlineSeconds"] == 2
+    assert job["spec"]["activeDeadlineSeconds"] == 30
     pod = job["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -306,16 +306,18 @@ async def test_reader_that_does_not_answer_says_why(
     cluster: Cluster, reader: ClaimReader, status: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
     cluster.pod = {"status": status}
+    hasty = ClaimReader(reader._api, reader._cache, ClaimSettings("dippm:1", seconds=2.0))
     with pytest.raises(kind, match=words) as refused:
-        async with reader.open(job_of()):
+        async with hasty.open(job_of()):
             pass
     assert "\n" not in str(refused.value)
 
 
 async def test_a_strangers_pod_with_the_jobs_label_is_not_believed(cluster: Cluster, reader: ClaimReader) -> None:
     cluster.pod = {"metadata": {"name": "stranger", "ownerReferences": [{"kind": "Job", "uid": "another"}]}}
+    hasty = ClaimReader(reader._api, reader._cache, ClaimSettings("dippm:1", seconds=2.0))
     with pytest.raises(ClaimPending, match="got no pod to read it"):
-        async with reader.open(job_of()):
+        async with hasty.open(job_of()):
             pass
 
 

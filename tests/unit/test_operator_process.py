@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +71,22 @@ async def test_prediction_that_takes_too_long_is_stopped() -> None:
             await worker(question(4))
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_closed_worker_leaves_no_thread_to_the_interpreters_end(busy: bool) -> None:
+    """At exit `concurrent.futures` writes to what that thread may be closing: a traceback in the log."""
+    before = set(threading.enumerate())
+    worker = PredictionWorker(answer, limit_seconds=60.0)
+    await worker(question(1))
+    asked = asyncio.ensure_future(worker(question(4))) if busy else None
+    await asyncio.sleep(0.3)
+    worker.close()
+    left = [thread.name for thread in set(threading.enumerate()) - before if "ExecutorManager" in type(thread).__name__]
+    assert left == []
+    if asked is not None:
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
 
 
 async def test_health_and_metrics_answer_over_http(unused_tcp_port_factory: pytest.FixtureRequest) -> None:
@@ -139,5 +157,5 @@ def test_wrong_settings_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp
     arguments = ["--kubeconfig", str(tmp_path / "none"), "--health-port", "0", "--metrics-port", "0"]
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "none" in error
+    assert str(tmp_path / "none") in error
     assert "Traceback" not in error

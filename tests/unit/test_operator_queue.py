@@ -20,7 +20,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 600, tzinfo=UTC)
 
 
 async def taken(queue: WorkQueue[str]) -> str:
-    return await asyncio.wait_for(queue.get(), 1)
+    return await asyncio.wait_for(queue.get(), 30)
 
 
 async def test_key_that_is_added_twice_is_worked_on_once() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import partial
 
 from dippm.errors import DippmError
 from dippm.prediction import Prediction
@@ -13,6 +15,8 @@ from dippm.processes import close_memory
 from dippm_operator.predict import Predictor, Question, ask
 
 logger = logging.getLogger(__name__)
+_LAST_SECONDS = 5.0
+"""What the predicting process has to be gone once it is told to end."""
 
 
 class PredictorStopped(DippmError):
@@ -73,7 +77,9 @@ class PredictionWorker:
         if pool is None:
             return
         # Before Python 3.14 the executor has no public way to end a worker that is busy.
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()
+        # The executor's thread must be gone before the interpreter ends: at exit it is written to while it closes.
+        ending = threading.Thread(target=partial(pool.shutdown, wait=True, cancel_futures=True), daemon=True)
+        ending.start()
+        ending.join(_LAST_SECONDS)
