@@ -45,7 +45,6 @@ SHORT = {
     ("gpt2", "torchscript"): "no source lines: 2.01 % of the eager peak",
     ("gpt2", "onnx-torchscript"): "no source lines: 2.00 % of the eager peak",
     ("t5", "onnx-torchscript"): "dropouts left out; the mask is made once, not in every layer",
-    ("llama", "onnx-dynamo"): "the tables of positions are constants; copies that eager PyTorch does not make",
     ("visformer_tiny", "onnx-torchscript"): "dropouts left out beside a convolution that was never measured",
 }
 """Where a door is known to fall short, and why."""

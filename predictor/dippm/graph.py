@@ -130,14 +130,13 @@ class ModelGraph:
     @cached_property
     def digest(self) -> str:
         """`sha256:` over the canonical JSON form without scopes and sources: the same graph, the same digest."""
-        body = self.to_dict()
-        for operator in body["operators"]:
-            operator.pop("scope", None)
-            operator.pop("source", None)
-        for value in body["values"]:
-            value.pop("name", None)
-        for name in ("format", "stored_dtype", "notes", "restored"):
-            body.pop(name, None)
+        body = {
+            "batch": self.batch,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "values": [_value_to_dict(v, named=False) for v in self.values],
+            "operators": [_operator_to_dict(o, placed=False) for o in self.operators],
+        }
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -191,13 +190,13 @@ class ModelGraph:
         )
 
 
-def _value_to_dict(value: Value) -> dict[str, Any]:
+def _value_to_dict(value: Value, *, named: bool = True) -> dict[str, Any]:
     body: dict[str, Any] = {"shape": list(value.spec.shape), "dtype": value.spec.dtype, "kind": value.kind.value}
     if value.producer is not None:
         body["producer"] = value.producer
     if value.alias_of is not None:
         body["alias_of"] = value.alias_of
-    if value.name:
+    if named and value.name:
         body["name"] = value.name
     return body
 
@@ -212,7 +211,7 @@ def _value_from_dict(body: Mapping[str, Any]) -> Value:
     )
 
 
-def _operator_to_dict(operator: Operator) -> dict[str, Any]:
+def _operator_to_dict(operator: Operator, *, placed: bool = True) -> dict[str, Any]:
     body: dict[str, Any] = {
         "kind": operator.kind,
         "target": operator.target,
@@ -221,10 +220,11 @@ def _operator_to_dict(operator: Operator) -> dict[str, Any]:
     }
     if operator.attributes:
         body["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(operator.attributes.items())}
-    for key in ("scope", "relax"):
-        if items := getattr(operator, key):
-            body[key] = list(items)
-    if operator.source:
+    if operator.relax:
+        body["relax"] = list(operator.relax)
+    if placed and operator.scope:
+        body["scope"] = list(operator.scope)
+    if placed and operator.source:
         body["source"] = operator.source
     return body
 

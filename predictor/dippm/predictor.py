@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dippm import memory, runtimes, transfer
+from dippm.case import Runtime
 from dippm.devices import MIB, Hardware, context_on, hardware, slice_of
 from dippm.garbage import put_off
 from dippm.policy import DEFAULT_POLICY, Choice, Policy, Rule, choose, choose_by_paper
@@ -63,6 +64,7 @@ def predict_graph(
     from dippm.folding import fold_batch_norms
     from dippm.network.bundle import load_bundle
     from dippm.network.compose import composition_of, correct
+    from dippm.network.onnxruntime import load_calibration
     from dippm.network.workload import workloads
     from dippm.replay import replay
 
@@ -77,7 +79,11 @@ def predict_graph(
         if runtime.asked in runtimes.FOLDS_BATCH_NORMS:
             cast, folded = fold_batch_norms(cast)
         work = workloads(cast)
-        estimates = bundle.estimate(cast, measured, work=work, risk_percent=policy.oom_risk_percent)
+        estimates = bundle.estimate(
+            cast, replace(case, runtime=runtime.learned), work=work, risk_percent=policy.oom_risk_percent
+        )
+        if runtime.predicted is Runtime.ONNXRUNTIME:
+            estimates = load_calibration().applied(estimates, policy.oom_risk_percent)
     with watch.stage("replay"):
         replayed = replay(
             cast,
@@ -194,6 +200,16 @@ def graph_notes(graph: ModelGraph, case: Case, folded: int = 0) -> Iterator[str]
         )
 
 
+def _onnxruntime_notes() -> Iterator[str]:
+    from dippm.network.onnxruntime import load_calibration
+
+    found = load_calibration()
+    yield (
+        f"memory is that of ONNX Runtime's arena with default options, bounded by {found.cases} measured cases; time "
+        f"is told from {found.timed}, with a median error of {found.time_error_percent:.0f} %; energy is PyTorch's"
+    )
+
+
 def _notes(
     runtime: runtimes.Resolved, clock: _Clock, need: memory.Cap, policy: Policy, choice: Choice[Candidate]
 ) -> Iterator[str]:
@@ -203,6 +219,8 @@ def _notes(
             f"the runtime {runtime.asked} was never measured: {runtime.predicted} stands in for it, with a wider upper "
             "bound and no stated risk"
         )
+    elif runtime.predicted is Runtime.ONNXRUNTIME:
+        yield from _onnxruntime_notes()
     if source != target:
         low, high = transfer.table(clock.source.architecture, clock.target.architecture).band
         yield (

@@ -20,8 +20,11 @@ USUAL = {
 }
 """The runtime that a file of each format is usually run by."""
 
-STAND_INS = dict.fromkeys((Runtime.TORCHSCRIPT, Runtime.ONNXRUNTIME, Runtime.TENSORFLOW, Runtime.PADDLE), Runtime.GRAPH)
+STAND_INS = dict.fromkeys((Runtime.TORCHSCRIPT, Runtime.TENSORFLOW, Runtime.PADDLE), Runtime.GRAPH)
 """The measured runtime nearest to one that never was: each of these frees a tensor at its last use."""
+
+LEARNED_AS = {Runtime.ONNXRUNTIME: Runtime.GRAPH}
+"""Runtimes whose memory is replayed by rules of their own, and the one whose operators the network is asked for."""
 
 FOLDS_BATCH_NORMS = frozenset({Runtime.ONNXRUNTIME})
 """Runtimes that fold batch norms into convolutions when they load a graph."""
@@ -37,6 +40,11 @@ class Resolved:
 
     asked: Runtime
     predicted: Runtime
+
+    @property
+    def learned(self) -> Runtime:
+        """The runtime that the network is asked about."""
+        return LEARNED_AS.get(self.predicted, self.predicted)
 
     @property
     def is_proxy(self) -> bool:

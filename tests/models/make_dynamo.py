@@ -19,7 +19,7 @@ import onnx
 import torch
 
 HERE = Path(__file__).parent
-NAMES = ("resnet", "vgg", "mobilenet", "densenet", "vit", "bert", "convnext", "swin", "poolformer")
+NAMES = ("resnet", "vgg", "mobilenet", "densenet", "vit", "gpt", "bert", "convnext", "swin", "poolformer")
 _READ = frozenset({
     "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.fx_node",
     "pkg.torch.onnx.stack_trace", "pkg.onnxscript.rewriter.rule_name",

@@ -411,17 +411,30 @@ def test_attention_of_the_model_s_own_python_stays_as_eager_runs_it(tmp_path: Pa
     assert not work(graph)["scaled_dot_product_attention"]
 
 
-def test_causal_attention_and_its_scale_are_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [16, 300], ids=["computed", "too large to be computed"])
+def test_causal_attention_and_its_scale_are_told_apart(length: int, tmp_path: Path) -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             q, k, v = x.unbind(1)
             return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
 
-    graph = through_onnx(Scaled().eval(), [torch.zeros(BATCH, 3, 2, 16, 64)], tmp_path)
+    graph = through_onnx(Scaled().eval(), [torch.zeros(BATCH, 3, 2, length, 64)], tmp_path)
     (attention,) = [o for o in graph.operators if o.kind == "scaled_dot_product_attention"]
     assert attention.attributes["is_causal"] is True
     assert attention.attributes["scale"] == pytest.approx(0.5)
     assert len(attention.inputs) == 3
+
+
+def test_a_mask_of_another_triangle_is_a_mask(tmp_path: Path) -> None:
+    class Banded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = x.unbind(1)
+            return functional.scaled_dot_product_attention(q, k, v, torch.ones(300, 300).tril(1) != 0)
+
+    graph = through_onnx(Banded().eval(), [torch.zeros(BATCH, 3, 2, 300, 64)], tmp_path)
+    (attention,) = [o for o in graph.operators if o.kind == "scaled_dot_product_attention"]
+    assert "is_causal" not in attention.attributes
+    assert len(attention.inputs) == 4
 
 
 DYNAMO = sorted((MODELS / "dynamo").glob("*.onnx"))

@@ -12,10 +12,12 @@ from dippm.errors import UnknownDevice
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm.network.bundle import Estimates
 from dippm.network.calibration import UpperBound
+from dippm.network.onnxruntime import load_calibration
 from dippm.policy import Policy, Rule
 from dippm.prediction import Basis, Prediction
 from dippm.predictor import predict_graph
 from dippm.profiles import FULL_GPU, resolve_device, with_labels
+from dippm.replay.onnxruntime import replay_onnxruntime
 from dippm.runtimes import STAND_INS
 
 
@@ -144,12 +146,27 @@ def test_a_convolution_on_an_unmeasured_architecture_is_bounded_by_its_largest_w
 
 def test_a_runtime_never_measured_is_a_proxy_with_a_wider_bound() -> None:
     measured = predicted(convolutions(64, file_format="pt2"), replace(CASE, runtime=Runtime.AUTO, device="H200"))
-    proxy = predicted(convolutions(64, file_format="onnx"), replace(CASE, runtime=Runtime.AUTO, device="H200"))
+    proxy = predicted(convolutions(64, file_format="paddle"), replace(CASE, runtime=Runtime.AUTO, device="H200"))
     assert (measured.runtime, measured.basis) == ("graph", Basis.MEASURED)
-    assert (proxy.runtime, proxy.basis) == ("onnxruntime", Basis.PROXY)
+    assert (proxy.runtime, proxy.basis) == ("paddle", Basis.PROXY)
     assert proxy.required_mib == measured.required_mib
     assert proxy.required_upper_mib > measured.required_upper_mib
     assert any("never measured" in n and "no stated risk" in n for n in proxy.notes)
+
+
+def test_onnx_runtime_is_replayed_by_its_own_rules_and_bounded_by_its_own_rows() -> None:
+    graph = convolutions(64, file_format="onnx")
+    found = predicted(graph, replace(CASE, runtime=Runtime.AUTO, device="H200"))
+    assert (found.runtime, found.basis) == ("onnxruntime", Basis.MEASURED)
+    session = replay_onnxruntime(graph, workspaces=(0,) * len(graph.operators))
+    assert found.reserved_mib == pytest.approx((session.arena_bytes + session.inputs_bytes) / MIB)
+    assert found.min_cap_mib == pytest.approx((session.min_limit_bytes + session.inputs_bytes) / MIB)
+    assert found.required_upper_mib > found.required_mib
+    assert any("arena" in n and "measured cases" in n for n in found.notes)
+    calibration = load_calibration()
+    assert found.device_ms == pytest.approx(
+        sum(calibration.device_share * 101 + calibration.launch_us for _ in graph.operators) / 1e3
+    )
 
 
 @pytest.mark.parametrize("runtime", sorted(STAND_INS))

@@ -92,6 +92,20 @@ def test_a_part_of_a_longer_statement_binds_nothing() -> None:
     assert death(model, Runtime.EAGER, 1) == 1
 
 
+def test_a_target_above_a_chain_of_calls_holds_what_the_chain_put_out() -> None:
+    """`q = (`, and the calls on lines below: no frame shows the target, but the next statement reads it."""
+    chain = graph(
+        ("linear", (0,), "", "2: self.qkv(x)"),
+        ("permute", (1,), "", "3: .permute(1, 0)"),
+        ("softmax", (2,), "", "5: mixed = softmax(q)"),
+        ("linear", (3,), "", "6: mixed = self.out(mixed)"),
+        ("add", (4, 0), "", "7: return mixed + x"),
+    )
+    assert death(chain, Runtime.GRAPH, 2) == 2
+    assert death(chain, Runtime.EAGER, 2) == 4, "q is a local until the function returns"
+    assert death(chain, Runtime.EAGER, 1) == 1, "what the chain passes on has no name"
+
+
 def test_what_a_helper_method_reads_and_puts_out_lives_until_it_is_done() -> None:
     """Of `self.merge(x)` the lines are unknown (only frames of `forward` are recorded), its operators are not."""
     model = graph(
@@ -172,7 +186,7 @@ def test_eager_never_frees_earlier_than_a_graph(model: ModelGraph) -> None:
             "outs.append(self.pool(x))",
             Statement((), frozenset({"x"}), grows="outs", methods=frozenset({"pool"}), operations=1),
         ),
-        ("return torch.cat(outs, 1)", Statement((), frozenset({"outs"}), operations=1)),
+        ("return torch.cat(outs, 1)", Statement((), frozenset({"outs"}), operations=1, returns=True)),
         (
             "x = up(x) + skips.pop()",
             Statement(("x",), frozenset({"x"}), "", frozenset({"skips"}), callees=1, operations=3),

@@ -3,15 +3,20 @@ them (CPU provider of 1.32, whose plan, block and arena are the CUDA provider's)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.strategies import model_graphs
 
+from dippm.case import Allocator, Runtime
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.replay import replay
 from dippm.replay.allocator import CapReached
 from dippm.replay.bfc_arena import MIB, BfcArena, ExtendStrategy, rounded
 from dippm.replay.memory_pattern import MemoryPattern
+from dippm.replay.onnx_nodes import Exporter, Layout, Lowering, exporter_of
 from dippm.replay.onnxruntime import (
     BufferPlan,
     Session,
@@ -160,6 +165,99 @@ def test_a_batch_norm_behind_a_convolution_is_folded_with_its_weights() -> None:
     assert plan.weights == (8 * 8 * 4,)
     assert [b.size for b in plan.buffers] == [8 * 64 * 64 * 4] * 2
     assert plan.scratch == (MIB, 0, 0), "only a convolution's workspace is the arena's"
+
+
+def spec(*shape: int, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(shape, dtype)
+
+
+def made_of(
+    kind: str, inputs: list[TensorSpec], output: TensorSpec, weights: int = 0, **attributes: int
+) -> list[tuple[Layout, bool]]:
+    """What each node of one operator makes, and whether it only renames; its last inputs are weights."""
+    values = [
+        Value(s, ValueKind.INPUT if i < len(inputs) - weights else ValueKind.PARAMETER) for i, s in enumerate(inputs)
+    ]
+    operator = Operator(kind, kind, tuple(range(len(inputs))), (len(inputs),), attributes=attributes)
+    one = ModelGraph((*values, Value(output, ValueKind.RESULT, 0)), (operator,), (0,), (len(inputs),), 1)
+    nodes = Lowering(one, (0,)).nodes([0])
+    return [(found, node.renames) for node in nodes for _, found in node.makes]
+
+
+def test_a_dead_buffer_is_taken_over_by_its_shape_not_by_its_size() -> None:
+    values = [Value(spec(4, 8), ValueKind.INPUT)]
+    shapes = [(4, 8), (2, 2), (8, 4), (3, 3), (4, 8)]
+    operators = []
+    for index, shape in enumerate(shapes):
+        values.append(Value(spec(*shape), ValueKind.RESULT, index))
+        operators.append(Operator("permute", "permute", (index,), (index + 1,)))
+    plan = buffer_plan(ModelGraph(tuple(values), tuple(operators), (0,), (5,), 1), (0,) * 5)
+    assert [(b.born, b.dies, b.output) for b in plan.buffers] == [
+        (0, 1, False), (1, 2, False), (2, 3, False), (3, 4, False), (4, 4, True)
+    ], "the output has a buffer of its own, and (8, 4) is another shape than (4, 8)"  # fmt: skip
+
+
+def test_a_linear_layer_over_three_dimensions_makes_a_matrix_and_with_dynamo_a_product_and_a_sum() -> None:
+    inputs, output = [spec(2, 5, 8), spec(16, 8), spec(16)], spec(2, 5, 16)
+    assert made_of("linear", inputs, output, weights=2) == [(((10, 16), 4), False), (((2, 5, 16), 4), True)]
+    assert made_of("linear", inputs[:2], output, weights=1) == [(((2, 5, 16), 4), False)]
+    values = (*(Value(s, ValueKind.INPUT) for s in inputs), Value(output, ValueKind.RESULT, 0))
+    operator = Operator("linear", "linear", (0, 1, 2), (3,), source="model.py:1")
+    one = ModelGraph(values, (operator,), (0,), (3,), 1, format="onnx")
+    assert exporter_of(one) is Exporter.DYNAMO
+    assert [node.makes[0][1] for node in Lowering(one, (0,), Exporter.DYNAMO).nodes([0])] == [((2, 5, 16), 4)] * 2
+    traced = replace(one, operators=(replace(operator, source=""),))
+    assert exporter_of(traced) is Exporter.TORCHSCRIPT
+
+
+def test_attention_makes_scores_twice_and_turns_its_keys_in_half_precision() -> None:
+    scores = ((2, 3, 7, 9), 2)
+    half = [spec(2, 3, size, 4, dtype="float16") for size in (7, 9, 9)]
+    made = [found for found, _ in made_of("scaled_dot_product_attention", half, half[0])]
+    assert made == [((2, 3, 4, 9), 2), scores, scores, ((2, 3, 7, 4), 2)]
+    single = [spec(2, 3, size, 4) for size in (7, 9, 9)]
+    made = [found for found, _ in made_of("scaled_dot_product_attention", single, single[0])]
+    assert made == [((2, 3, 7, 9), 4)] * 2 + [((2, 3, 7, 4), 4)]
+
+
+def test_a_group_norm_is_an_instance_norm_a_product_and_a_sum() -> None:
+    x = spec(2, 8, 3, 3)
+    made = [found for found, _ in made_of("group_norm", [x, spec(8), spec(8)], x, weights=2, num_groups=4)]
+    assert made == [((2, 4, 18), 4), ((2, 8, 3, 3), 4), ((2, 8, 3, 3), 4)]
+
+
+def test_an_uneven_pooling_gathers_its_windows_and_adds_them_up() -> None:
+    made = [found for found, _ in made_of("adaptive_avg_pool2d", [spec(2, 3, 15, 15)], spec(2, 3, 16, 16))]
+    windows = ((2, 3, 16, 2, 16, 2), 4)
+    assert made[:5] == [((15, 15, 2, 3), 4), ((16, 2, 16, 2, 2, 3), 4), windows, windows, windows]
+    assert made[-1] == ((2, 3, 16, 16), 4)
+    assert [found for found, _ in made_of("adaptive_avg_pool2d", [spec(2, 3, 14, 14)], spec(2, 3, 7, 7))] == [
+        ((2, 3, 7, 7), 4)
+    ]
+
+
+def test_a_recurrent_layer_has_its_weights_once_more_while_it_runs() -> None:
+    values = (
+        Value(spec(4, 8), ValueKind.INPUT),
+        Value(spec(32, 8), ValueKind.PARAMETER),
+        Value(spec(4, 8), ValueKind.RESULT, 0),
+    )
+    one = ModelGraph(values, (Operator("lstm", "lstm", (0, 1), (2,)),), (0,), (2,), 1)
+    assert buffer_plan(one, (1000,)).scratch == (1000 + 32 * 8 * 4,)
+
+
+def test_the_replay_of_the_runtime_counts_inputs_beside_the_arena() -> None:
+    model = graph(SIGMOIDS_MEAN)
+    workspaces = (0,) * len(SIGMOIDS_MEAN)
+    session = replay_onnxruntime(model, workspaces=workspaces)
+    found = replay(model, runtime=Runtime.ONNXRUNTIME, allocator=Allocator.DEFAULT, workspaces=workspaces)
+    assert found.inputs_bytes == 6 * MIB
+    assert found.reserved_bytes == session.arena_bytes + 6 * MIB
+    assert found.min_cap_bytes == session.min_limit_bytes + 6 * MIB
+    unsearched = replay(
+        model, runtime=Runtime.ONNXRUNTIME, allocator=Allocator.DEFAULT, workspaces=workspaces, cap_floor=1 << 40
+    )
+    assert unsearched.min_cap_bytes == unsearched.reserved_bytes == found.reserved_bytes
 
 
 def test_the_smallest_limit_is_where_passes_begin_to_succeed() -> None:

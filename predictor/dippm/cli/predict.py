@@ -28,6 +28,9 @@ examples:
   dippm predict weights.safetensors --constructor timm:resnet50 --batch 32
   dippm predict ./ppocr_det --framework paddle --batch 8
   dippm predict resnet50.onnx --batch 32 --max-latency 20 --allow 1g.5gb --allow 2g.10gb
+
+exit code: 0 where there is a prediction, also of a model that fits no profile (mig_profile is null then, and a
+note says why); 2 where there is none, with one sentence on standard error that says what to put right.
 """
 
 

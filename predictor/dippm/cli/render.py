@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -26,8 +27,8 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def mib(value: float) -> str:
-    """Whole MiB with a thousands separator."""
-    return f"{value:,.0f}"
+    """Whole MiB with a thousands separator, rounded up, as everything that says what is needed does."""
+    return f"{math.ceil(value):,d}"
 
 
 def ms(value: float) -> str:

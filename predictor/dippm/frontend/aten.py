@@ -8,6 +8,7 @@ function of the same name); operators that are neither here nor in TVM's importe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 _NAMES_BY_KIND: Mapping[str, str] = {
     "unknown": "fft_rfft2 fft_irfft2 fft_fft2 fft_fft fft_rfft",
@@ -158,6 +159,7 @@ NOT_RUN = frozenset({
 """Checks and shape questions that an exporter writes into the graph; no framework runs a kernel for them."""
 
 
+@lru_cache(maxsize=4096)
 def base_name(name: str) -> str:
     """The name without namespace, overload and the underscore of an in-place form.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,21 +44,28 @@ def attributes_of(node: fx.Node, kind: str, inputs: Sequence[TensorSpec]) -> dic
 
 def _scalar_arguments(node: fx.Node) -> dict[str, Attribute]:
     found: dict[str, Attribute] = {}
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if position < len(node.args):
-            value = node.args[position]
-        elif argument.name in node.kwargs:
-            value = node.kwargs[argument.name]
+    args, kwargs = node.args, node.kwargs
+    for position, (name, has_default, default) in enumerate(_parameters(node.target)):
+        if position < len(args):
+            value = args[position]
+        elif name in kwargs:
+            value = kwargs[name]
         else:
             continue
-        if argument.name in _LEFT_OUT or value is None or _holds_node(value):
+        if name in _LEFT_OUT or value is None or _holds_node(value):
             continue
-        if argument.has_default_value() and value == argument.default_value:
+        if has_default and value == default:
             continue
         converted = plain(value)
         if converted is not None:
-            found[argument.name] = converted
+            found[name] = converted
     return found
+
+
+@lru_cache(maxsize=4096)
+def _parameters(target: torch._ops.OpOverload) -> tuple[tuple[str, bool, Any], ...]:
+    """Name of each argument, whether it has a default, and which."""
+    return tuple((a.name, a.has_default_value(), a.default_value) for a in target._schema.arguments)
 
 
 def _holds_node(value: Any) -> bool:

@@ -26,6 +26,7 @@ from dippm.frontend.relax import names_in_relax
 from dippm.frontend.scopes import scope_of, source_of
 from dippm.graph import DTYPE_BYTES, ModelGraph, Operator, TensorSpec, Value, ValueKind
 
+_DTYPE_NAMES = {getattr(torch, name): name for name in DTYPE_BYTES}
 _VALUE_KINDS = {
     InputKind.PARAMETER: ValueKind.PARAMETER,
     InputKind.BUFFER: ValueKind.PARAMETER,
@@ -221,16 +222,16 @@ class _Builder:
     def _add(
         self, tensor: torch.Tensor, kind: ValueKind, producer: int | None, name: str, operands: tuple[int, ...]
     ) -> int:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in DTYPE_BYTES:
-            raise UnsupportedOperator(f"tensor {name} has dtype {dtype}, which is not supported")
+        dtype = _DTYPE_NAMES.get(tensor.dtype)
+        if dtype is None:
+            raise UnsupportedOperator(f"tensor {name} has dtype {str(tensor.dtype)[6:]}, which is not supported")
         key = tensor.untyped_storage()._cdata
         identifier = len(self._values)
         owner = self._owner_by_storage.setdefault(key, identifier)
         alias: int | None = None
         if owner != identifier:
             alias = next((i for i in operands if self._root(i) == owner), owner)
-        self._values.append(Value(TensorSpec(tuple(int(d) for d in tensor.shape), dtype), kind, producer, alias, name))
+        self._values.append(Value(TensorSpec(tuple(map(int, tensor.shape)), dtype), kind, producer, alias, name))
         return identifier
 
     def _root(self, value: int) -> int:

@@ -98,9 +98,11 @@ class MetaRun:
     def __call__(self, node: fx.Node, values: Mapping[fx.Node, Concrete]) -> Concrete:
         """What one call puts out, given the concrete values of its arguments."""
         args = map_aggregate(node.args, lambda a: values[a] if isinstance(a, fx.Node) else a)
-        kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
-        if kwargs.get("device") is not None:
-            kwargs["device"] = torch.device("meta")
+        kwargs: dict[str, Any] = {}
+        if node.kwargs:
+            kwargs = dict(map_aggregate(node.kwargs, lambda a: values[a] if isinstance(a, fx.Node) else a))
+            if kwargs.get("device") is not None:
+                kwargs["device"] = torch.device("meta")
         if not isinstance(node.target, torch._ops.OpOverload):
             return node.target(*args, **kwargs)  # type: ignore[operator]  # getitem and shape arithmetic
         name = base_name(node.target._schema.name)

@@ -8,15 +8,23 @@ by one, so they stay. Both factors scaled by the same number, or the exporter's 
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 
 from dippm.frontend.onnx_fold import StaticGraph
 from dippm.frontend.onnx_step_graph import StepGraph
-from dippm.frontend.onnx_steps import Step
+from dippm.frontend.onnx_steps import FX_NODE, Step, metadata
 from dippm.graph import Attribute, TensorSpec
 
 _CALL = "aten.scaled_dot_product_attention"
+_CAUSAL = re.compile(
+    re.escape(_CALL) + r"\.default\]\(args = \(%\w+, %\w+, %\w+, (?P<mask>%?\w+), [\d.]+, (?P<causal>True|False)\)"
+)
+"""The call with its dropout and `is_causal` spelled out, as the dynamo exporter keeps it."""
+_HIDDEN = -1e4
+"""What is added to a score that counts for nothing is below."""
 
 
 def fuse_attention(steps: list[Step], static: StaticGraph, outputs: frozenset[str]) -> list[Step]:
@@ -54,7 +62,7 @@ class _Attention(StepGraph):
             attributes["scale"] = float(scale)
         operands = [query, key, last.inputs[1]]
         if mask is not None:
-            if self._is_causal(mask):
+            if self._is_causal(mask, softmax):
                 attributes["is_causal"] = True
             else:
                 operands.append(self._boolean(mask, members))
@@ -137,18 +145,52 @@ class _Attention(StepGraph):
             flat = self.producer.get(turned.inputs[0]) if turned is not None else None
             if turned is None or flat is None or turned.target != "onnx.Transpose" or flat.target != "onnx.Reshape":
                 return key, True
-            shape = specs[flat.inputs[0]].shape
-            if (*shape[:-2], shape[-1], shape[-2]) == specs[key].shape:
+            shape, out = specs[flat.inputs[0]].shape, specs[key].shape
+            whole = (*out[:-2], out[-1], out[-2])
+            if shape == whole:
                 members += [m for m in (flat, turned, step) if self.single(m.outputs[0])]
                 return flat.inputs[0], False
+            if self.single(flat.outputs[0]) and self.single(turned.outputs[0]):
+                # The model's own reshape of the key and the exporter's were made one: it is the model's again.
+                name = f"{key}@key"
+                specs[name] = TensorSpec(whole, specs[key].dtype)
+                self.rename(flat, flat.outputs[0], name)
+                members += [turned, step]
+                return name, False
         return key, True
 
-    def _is_causal(self, mask: str) -> bool:
-        """Whether a constant mask hides what lies above the diagonal, and nothing else."""
+    def _is_causal(self, mask: str, softmax: Step) -> bool:
+        """Whether the mask hides what lies above the diagonal, and nothing else.
+
+        The dynamo exporter's word for it outweighs the elements, which it may have put into another file; of a large
+        mask there are but the operators that make it.
+        """
+        if (told := _CAUSAL.search(metadata(softmax.nodes[-1], FX_NODE))) is not None:
+            return told["mask"] == "None" and told["causal"] == "True"
         array = self.static.constants.get(mask)
-        if array is None or array.ndim != 2 or array.dtype.kind != "f":
+        if array is None:
+            return self._is_made_causal(mask)
+        if array.ndim != 2 or array.dtype.kind != "f":
             return False
         return bool(np.array_equal(array == 0, np.tril(np.ones(array.shape, dtype=bool))))
+
+    def _is_made_causal(self, mask: str) -> bool:
+        """Whether a mask is 0 where the lower triangle of ones is not 0, and -inf elsewhere (`Trilu`, `Equal`)."""
+        chain = [self.producer.get(mask)]
+        for kind in ("Where", "Equal", "Trilu", "Expand"):
+            step = chain[-1]
+            if step is None or step.target != f"onnx.{kind}":
+                return False
+            chain.append(self.producer.get(step.nodes[0].input[0]))
+        chosen, equal, triangle, ones = (s.nodes[0].input for s in chain[:4] if s is not None)
+        hidden, shown = self._element(chosen[1]), self._element(chosen[2])
+        offset = self._element(triangle[1]) if len(triangle) > 1 and triangle[1] else 0.0
+        upper = chain[2].given.get("upper", 1) if chain[2] is not None else 1
+        elements = self._element(equal[1]), shown, offset, upper, self._element(ones[0])
+        return elements == (0, 0, 0, 0, 1) and hidden is not None and hidden < _HIDDEN
+
+    def _element(self, name: str) -> float | None:
+        return float(self.static.constants[name].reshape(-1)[0]) if self.is_number(name) else None
 
     def _boolean(self, mask: str, members: list[Step]) -> str:
         """The boolean mask that was made 0 and -inf, else the mask as it is."""
@@ -158,7 +200,7 @@ class _Attention(StepGraph):
         shown, hidden = (self.static.constants.get(i) for i in step.inputs[1:])
         if shown is None or hidden is None or shown.size != 1 or hidden.size != 1:
             return mask
-        if float(shown.reshape(-1)[0]) != 0 or float(hidden.reshape(-1)[0]) > -1e4:
+        if float(shown.reshape(-1)[0]) != 0 or float(hidden.reshape(-1)[0]) > _HIDDEN:
             return mask
         if self.single(mask):
             members.append(step)

@@ -7,6 +7,7 @@ that a file of gigabytes costs what its graph costs. External data is never open
 from __future__ import annotations
 
 import mmap
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -16,6 +17,7 @@ from onnx import checker, inliner
 
 from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
+from dippm.frontend.onnx_node import OnnxNode
 from dippm.frontend.onnx_types import dtype_of
 from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
 from dippm.frontend.protobuf_wire import tag, varint
@@ -33,6 +35,8 @@ class OnnxFile:
     """A checked model whose weights are typed inputs."""
 
     model: onnx.ModelProto
+    nodes: list[OnnxNode]
+    """Those of the model's graph, in order."""
     weights: dict[str, TensorSpec]
     """Shape and dtype of each initializer, in the file's order."""
     data: dict[str, onnx.TensorProto]
@@ -79,7 +83,7 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
         model = inliner.inline_local_functions(model)
     graph = model.graph
     opset = next((o.version for o in model.opset_import if o.domain in DOMAINS), 0)
-    _check_operators(graph, shown)
+    nodes = _checked_nodes(graph, shown)
     if graph.sparse_initializer:
         raise UnsupportedOperator(f"{shown} has sparse weights, which are not supported")
     weights: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -89,7 +93,12 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
         if has_data(tensor):
             kept = data[tensor.name] = onnx.TensorProto()
             kept.CopyFrom(tensor)
-    weights |= _large_constants(graph, shown)
+    large = _large_constants(nodes, shown)
+    weights |= {nodes[place].outputs[0]: kind for place, kind in large.items()}
+    if large:
+        nodes = [node for place, node in enumerate(nodes) if place not in large]
+        del graph.node[:]  # one by one takes the square of their number
+        graph.node.extend([node.proto for node in nodes])
     declared = {i.name for i in graph.input}
     for name, (number, shape) in weights.items():
         if name not in declared:
@@ -112,25 +121,24 @@ def checked(model: onnx.ModelProto, shown: str) -> OnnxFile:
         sentence = " ".join(str(error).split("==>")[0].split())
         raise ModelFormatError(f"{shown} is not valid ONNX: {sentence[:300]}") from None
     specs = {name: TensorSpec(shape, dtype_of(number)) for name, (number, shape) in weights.items()}
-    return OnnxFile(model=model, weights=specs, data=data, opset=opset)
+    return OnnxFile(model=model, nodes=nodes, weights=specs, data=data, opset=opset)
 
 
-def _check_operators(graph: onnx.GraphProto, shown: str) -> None:
-    """Every operator is one of ONNX's own, and its names are text."""
-    texts: set[str] = set()
-    kinds: set[tuple[str, str]] = set()
-    for node in graph.node:
-        kinds.add((node.domain, node.op_type))
-        texts.add(node.name)
-        texts.update(node.input)
-        texts.update(node.output)
-    if not all(isinstance(text, str) for text in (*texts, *(text for kind in kinds for text in kind))):
+def _checked_nodes(graph: onnx.GraphProto, shown: str) -> list[OnnxNode]:
+    """The nodes; every operator is one of ONNX's own, and its names are text."""
+    nodes = [OnnxNode(proto) for proto in graph.node]
+    kinds = {(proto.domain, node.kind) for proto, node in zip(graph.node, nodes, strict=True)}
+    texts = {text for kind in kinds for text in kind}
+    for node in nodes:
+        texts.update((node.name, *node.inputs, *node.outputs))
+    if any(kind is not str for kind in set(map(type, texts))):
         raise _not_text(shown)
     for domain, name in sorted(kinds):
         if domain not in DOMAINS:
             raise UnsupportedOperator(f"operator {domain}::{name} is not supported (domain {domain})")
         if not onnx.defs.has(name):
             raise UnsupportedOperator(f"operator onnx.{name} is not supported: ONNX has none of that name")
+    return nodes
 
 
 def _element_type_and_shape(tensor: onnx.TensorProto, shown: str) -> tuple[int, tuple[int, ...]]:
@@ -154,22 +162,25 @@ def _check_place(tensor: onnx.TensorProto, shown: str) -> None:
             )
 
 
-def _large_constants(graph: onnx.GraphProto, shown: str) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Constant nodes whose data was left out are weights in another spelling: taken out of the graph."""
-    found: dict[str, tuple[int, tuple[int, ...]]] = {}
-    kept = []
-    for node in graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-        if value is not None:
-            _check_place(value, shown)
-        if value is None or has_data(value):
-            kept.append(node)
-        else:
-            found[node.output[0]] = value.data_type, tuple(value.dims)
-    if found:
-        del graph.node[:]  # one by one takes the square of their number
-        graph.node.extend(kept)
-    return found
+def _large_constants(nodes: list[OnnxNode], shown: str) -> dict[int, tuple[int, tuple[int, ...]]]:
+    """Constant nodes whose data was left out, weights in another spelling: type and shape by place among the nodes."""
+    types: dict[Hashable, tuple[int, tuple[int, ...]] | None] = {}
+    for node in nodes:
+        if node.kind == "Constant" and node.signature not in types:
+            types[node.signature] = _type_without_data(node.proto, shown)
+    return {
+        place: kind
+        for place, node in enumerate(nodes)
+        if node.kind == "Constant" and (kind := types[node.signature]) is not None
+    }
+
+
+def _type_without_data(node: onnx.NodeProto, shown: str) -> tuple[int, tuple[int, ...]] | None:
+    value = next((a.t for a in node.attribute if a.name == "value"), None)
+    if value is None:
+        return None
+    _check_place(value, shown)
+    return None if has_data(value) else (value.data_type, tuple(value.dims))
 
 
 def has_data(tensor: onnx.TensorProto) -> bool:

@@ -7,6 +7,7 @@ typed by ONNX's shape inference, which is given the constants. So no symbol is l
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +15,9 @@ import onnx
 
 from dippm.errors import UnsupportedOperator
 from dippm.frontend.onnx_file import OnnxFile
-from dippm.frontend.onnx_inference import Inference
-from dippm.frontend.onnx_types import Elements, spec_of_array
+from dippm.frontend.onnx_inference import Inference, Literal
+from dippm.frontend.onnx_node import OnnxNode
+from dippm.frontend.onnx_types import Elements
 from dippm.graph import TensorSpec
 
 MAX_CONSTANT = 1 << 16
@@ -37,7 +39,7 @@ _SMALL_ELEMENTS = 256
 class StaticGraph:
     """What is left of an ONNX graph when shapes are known."""
 
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    nodes: list[OnnxNode] = field(default_factory=list)
     """Operators that depend on a model input, in order."""
     specs: dict[str, TensorSpec] = field(default_factory=dict)
     constants: dict[str, Elements] = field(default_factory=dict)
@@ -67,137 +69,158 @@ class _Folder:
         self._static = StaticGraph()
         self._specs = self._static.specs
         self._constants = self._static.constants
+        self._literals: dict[str, Literal] = {}
+        """The constants again, those of equal elements as one."""
+        self._constant_nodes: dict[Hashable, Literal] = {}
+        self._shapes: dict[Hashable, Literal] = {}
         self._inference = Inference(file.model, file.opset)
         self._as_run = file.model.producer_name == "pytorch"
         """Whether operators on weights alone are run in every pass: PyTorch's exporters fold what is not."""
         for name, spec in file.weights.items():
             self._specs[name] = self._static.weights[name] = spec
         for name, tensor in file.data.items():
-            self._constant(name, self._inference.literal(tensor))
+            self._constant(name, self._inference.tensor(tensor))
         self._specs.update(inputs)
 
     def run(self) -> StaticGraph:
-        self._graph(self._file.model.graph)
+        self._graph(self._file.nodes)
         return self._static
 
-    def _graph(self, graph: onnx.GraphProto) -> None:
-        for node in graph.node:
-            if node.op_type == "If" and (taken := self._branch(node)) is not None:
+    def _graph(self, nodes: Iterable[OnnxNode]) -> None:
+        for node in nodes:
+            if node.kind == "If" and (taken := self._branch(node)) is not None:
                 self._inline(node, taken)
             else:
                 self._node(node)
 
-    def _branch(self, node: onnx.NodeProto) -> onnx.GraphProto | None:
+    def _branch(self, node: OnnxNode) -> onnx.GraphProto | None:
         """The branch of an If whose condition is a constant (exporters write them around a squeeze)."""
-        condition = self._constants.get(node.input[0])
+        condition = self._constants.get(node.inputs[0])
         if condition is None:
             raise UnsupportedOperator(
                 "operator onnx.If is not supported where its condition depends on the input's data"
             )
         wanted = "then_branch" if bool(condition) else "else_branch"
-        branch: onnx.GraphProto = next(a.g for a in node.attribute if a.name == wanted)
+        branch: onnx.GraphProto = next(a.g for a in node.proto.attribute if a.name == wanted)
         return branch
 
-    def _inline(self, node: onnx.NodeProto, branch: onnx.GraphProto) -> None:
+    def _inline(self, node: OnnxNode, branch: onnx.GraphProto) -> None:
         for tensor in branch.initializer:
-            self._constant(tensor.name, self._inference.literal(tensor))
-        self._graph(branch)
-        for inner, outer in zip(branch.output, node.output, strict=True):
-            self._node(onnx.helper.make_node("Identity", [inner.name], [outer]))
+            self._constant(tensor.name, self._inference.tensor(tensor))
+        self._graph(map(OnnxNode, branch.node))
+        for inner, outer in zip(branch.output, node.outputs, strict=True):
+            self._node(OnnxNode(onnx.helper.make_node("Identity", [inner.name], [outer])))
 
-    def _node(self, node: onnx.NodeProto) -> None:
-        kind = node.op_type
+    def _node(self, node: OnnxNode) -> None:
+        kind = node.kind
         if kind == "Constant":
             self._constant_node(node)
             return
         if kind in ("Shape", "Size"):
             self._shape(node)
             return
-        read = [i for i in node.input if i]
-        constants = self._constants
-        known = all(i in constants for i in read)
-        self._rebatch(node)
+        if self._file_batch is not None and len(node.inputs) > 1:
+            self._rebatch(node, self._file_batch)
+        literals = self._literals
+        operands = [literals.get(name) for name in node.inputs]
+        known = None not in operands or all(name in literals for name in node.inputs if name)
         if (
             known
             and kind in _SMALL
-            and sum(constants[i].size for i in read) <= _SMALL_ELEMENTS
-            and self._computed(node)
+            and sum([o.array.size for o in operands if o is not None]) <= _SMALL_ELEMENTS
+            and self._computed(node, operands)
         ):
             return
-        types = self._inference.types(node, self._specs, constants)
+        types = self._inference.types(node, self._specs, operands)
         small = all(spec is None or spec.numel <= MAX_CONSTANT for spec in types)
-        if known and small and kind not in _RANDOM and self._computed(node):
+        if known and small and kind not in _RANDOM and self._computed(node, operands):
             return
-        specs = {name: spec for name, spec in zip(node.output, types, strict=True) if spec is not None}
+        specs = {name: spec for name, spec in zip(node.outputs, types, strict=True) if spec is not None}
         self._specs.update(specs)
-        fixed = read and all(i in constants or i in self._static.weights for i in read)
-        if fixed and (kind in _OF_WEIGHTS or not self._as_run):
+        if (kind in _OF_WEIGHTS or not self._as_run) and self._fixed(node):
             self._static.weights.update(specs)
             return
         self._static.nodes.append(node)
 
-    def _constant_node(self, node: onnx.NodeProto) -> None:
-        attribute = node.attribute[0]
-        name = node.output[0]
+    def _fixed(self, node: OnnxNode) -> bool:
+        """Whether a node reads weights and constants, and nothing else."""
+        read = [name for name in node.inputs if name]
+        return bool(read) and all(name in self._literals or name in self._static.weights for name in read)
+
+    def _constant_node(self, node: OnnxNode) -> None:
+        """Equal ones have one signature, and are read once."""
+        literal = self._constant_nodes.get(node.signature)
+        if literal is None:
+            literal = self._constant_nodes[node.signature] = self._literal_of(node.proto.attribute[0])
+        self._constant(node.outputs[0], literal)
+
+    def _literal_of(self, attribute: onnx.AttributeProto) -> Literal:
         if attribute.name not in ("value", "value_float", "value_int", "value_floats", "value_ints"):
             raise UnsupportedOperator(f"operator onnx.Constant with {attribute.name} is not supported")
         if attribute.name == "value":
-            self._constant(name, self._inference.literal(attribute.t))
-        else:
-            value = onnx.helper.get_attribute_value(attribute)
-            self._constant(name, np.array(value, dtype=np.float32 if "float" in attribute.name else np.int64))
+            return self._inference.tensor(attribute.t)
+        value = onnx.helper.get_attribute_value(attribute)
+        return self._inference.literal(np.array(value, dtype=np.float32 if "float" in attribute.name else np.int64))
 
-    def _constant(self, name: str, array: Elements) -> None:
-        self._constants[name] = array
-        self._specs[name] = spec_of_array(array)
+    def _constant(self, name: str, literal: Literal) -> None:
+        self._literals[name] = literal
+        self._constants[name] = literal.array
+        self._specs[name] = literal.spec
 
-    def _shape(self, node: onnx.NodeProto) -> None:
-        shape = self._specs[node.input[0]].shape
-        if node.op_type == "Size":
-            self._constant(node.output[0], np.array(int(np.prod(shape)), dtype=np.int64))
+    def _numbers(self, name: str, numbers: Sequence[int] | int) -> None:
+        self._constant(name, self._inference.literal(np.array(numbers, dtype=np.int64)))
+
+    def _shape(self, node: OnnxNode) -> None:
+        shape = self._specs[node.inputs[0]].shape
+        if node.kind == "Size":
+            self._numbers(node.outputs[0], int(np.prod(shape)))
             return
-        bounds = {a.name: a.i for a in node.attribute}
-        self._constant(node.output[0], np.array(shape[bounds.get("start", 0) : bounds.get("end")], dtype=np.int64))
+        key = (node.signature, shape)
+        literal = self._shapes.get(key)
+        if literal is None:
+            bounds = {a.name: a.i for a in node.proto.attribute}
+            part = shape[bounds.get("start", 0) : bounds.get("end")]
+            literal = self._shapes[key] = self._inference.literal(np.array(part, dtype=np.int64))
+        self._constant(node.outputs[0], literal)
 
-    def _computed(self, node: onnx.NodeProto) -> bool:
+    def _computed(self, node: OnnxNode, operands: Sequence[Literal | None]) -> bool:
         """Compute a node whose inputs are constants; False where that cannot be done."""
-        results = self._inference.elements(node, self._constants)
+        results = self._inference.elements(node, operands)
         if results is None:
             return False
-        for name, array in zip(node.output, results, strict=False):
-            if array is not None:
-                self._constant(name, array)
+        for name, literal in zip(node.outputs, results, strict=False):
+            if literal is not None:
+                self._constant(name, literal)
         return True
 
-    def _rebatch(self, node: onnx.NodeProto) -> None:
+    def _rebatch(self, node: OnnxNode, file_batch: int) -> None:
         """A node that spells out the file's batch, in its target shape or in a weight, is given the batch asked for."""
-        if self._file_batch is None or len(node.input) < 2:
-            return
-        if node.op_type in ("Reshape", "Expand"):
-            self._reshape_rebatched(node, self._file_batch)
-        elif node.op_type == "Concat" and self._file_batch == 1:
+        if node.kind in ("Reshape", "Expand"):
+            self._reshape_rebatched(node, file_batch)
+        elif node.kind == "Concat" and file_batch == 1:
             self._concat_rebatched(node)
 
-    def _reshape_rebatched(self, node: onnx.NodeProto, file_batch: int) -> None:
-        target = self._constants.get(node.input[1])
-        source = self._specs[node.input[0]].shape
-        leading = (self._batch,) if node.op_type == "Reshape" else (1, self._batch)
+    def _reshape_rebatched(self, node: OnnxNode, file_batch: int) -> None:
+        target = self._constants.get(node.inputs[1])
+        source = self._specs[node.inputs[0]].shape
+        leading = (self._batch,) if node.kind == "Reshape" else (1, self._batch)
         if target is not None and len(target) and target[0] == file_batch and source and source[0] in leading:
-            name = f"{node.input[1]}@{self._batch}"
-            self._constant(name, np.array([self._batch, *target[1:]], dtype=np.int64))
-            node.input[1] = name
+            name = f"{node.inputs[1]}@{self._batch}"
+            self._numbers(name, [self._batch, *target[1:]])
+            node.read_instead(1, name)
 
-    def _concat_rebatched(self, node: onnx.NodeProto) -> None:
+    def _concat_rebatched(self, node: OnnxNode) -> None:
         """A weight of one row beside batches (a class token, whose expansion the exporter folded) is expanded again."""
-        shapes = {name: self._specs[name].shape for name in node.input}
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        shapes = {name: self._specs[name].shape for name in node.inputs}
+        axis = next((a.i for a in node.proto.attribute if a.name == "axis"), 0)
         ranks = {len(shape) for shape in shapes.values()}
         if len(ranks) != 1 or axis % max(*ranks, 1) == 0 or not any(s[0] == self._batch for s in shapes.values()):
             return
-        for position, name in enumerate(node.input):
+        for position, name in enumerate(node.inputs):
             if shapes[name][0] == 1 and (name in self._static.weights or name in self._constants):
                 rows, expanded = f"{name}@rows", f"{name}@{self._batch}"
                 if expanded not in self._specs:
-                    self._constant(rows, np.array([self._batch, *[1] * (len(shapes[name]) - 1)], dtype=np.int64))
-                    self._node(onnx.helper.make_node("Expand", [name, rows], [expanded], name=f"{node.name}_expand"))
-                node.input[position] = expanded
+                    self._numbers(rows, [self._batch, *[1] * (len(shapes[name]) - 1)])
+                    proto = onnx.helper.make_node("Expand", [name, rows], [expanded], name=f"{node.name}_expand")
+                    self._node(OnnxNode(proto))
+                node.read_instead(position, expanded)

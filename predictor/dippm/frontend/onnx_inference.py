@@ -6,7 +6,7 @@ Deep networks repeat their layers, and exporters spell the same shape arithmetic
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,37 +15,53 @@ from onnx.reference import ReferenceEvaluator
 
 from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
-from dippm.frontend.onnx_types import Elements, spec_of, type_of
+from dippm.frontend.onnx_node import OnnxNode
+from dippm.frontend.onnx_types import Elements, spec_of, spec_of_array, type_of
 from dippm.graph import TensorSpec
 
 _KEY_BYTES = 1024
 """Constants of more bytes are told apart by who they are, not by what they hold."""
-_WITH_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+class Literal:
+    """A constant. Of those that hold the same few elements there is one, so that who it is says what it holds."""
+
+    __slots__ = ("array", "spec")
+
+    def __init__(self, array: Elements) -> None:
+        self.array = array
+        """Shared: it is not written to."""
+        self.spec = spec_of_array(array)
+
+
+Operands = Sequence[Literal | None]
+"""An operator's constants by position; None for what is not constant or left away."""
 
 
 class Inference:
-    """Answers about the operators of one model. Arrays that it hands out are shared: they are not written to."""
+    """Answers about the operators of one model."""
 
     def __init__(self, model: onnx.ModelProto, opset: int) -> None:
         self._model = model
         self._opset = opset
         self._opsets = {"": opset}
         self._types: dict[Hashable, tuple[TensorSpec | None, ...]] = {}
-        self._elements: dict[Hashable, tuple[Elements | None, ...] | None] = {}
-        self._literals: dict[bytes, Elements] = {}
-        self._keys: dict[int, tuple[Elements, Hashable]] = {}
+        self._protos: dict[TensorSpec, onnx.TypeProto] = {}
+        self._elements: dict[Hashable, tuple[Literal | None, ...] | None] = {}
+        self._tensors: dict[bytes, Literal] = {}
+        self._literals: dict[Hashable, Literal] = {}
 
     def types(
-        self, node: onnx.NodeProto, specs: Mapping[str, TensorSpec], constants: Mapping[str, Elements]
+        self, node: OnnxNode, specs: Mapping[str, TensorSpec], constants: Operands
     ) -> tuple[TensorSpec | None, ...]:
         """Shape and dtype of every output, None where it has no name.
 
         Raises InputShapeError or UnsupportedOperator, naming the operator.
         """
-        key = self._asked(node)
-        if key is not None:
-            operands = tuple((specs[i], self._told(constants.get(i))) if i else None for i in node.input)
-            key = (key, operands, tuple(map(bool, node.output)))
+        key: Hashable | None = None
+        if node.signature is not None:
+            read = [specs[i] if i else None for i in node.inputs]
+            key = (node.signature, *read, *constants, *[bool(o) for o in node.outputs])
             if (known := self._types.get(key)) is not None:
                 return known
         found = self._inferred(node, specs, constants)
@@ -53,11 +69,11 @@ class Inference:
             self._types[key] = found
         return found
 
-    def elements(self, node: onnx.NodeProto, constants: Mapping[str, Elements]) -> tuple[Elements | None, ...] | None:
+    def elements(self, node: OnnxNode, constants: Operands) -> tuple[Literal | None, ...] | None:
         """The elements of every output of an operator on constants; None where they cannot be computed."""
-        key = self._asked(node)
-        if key is not None:
-            key = (key, tuple(self._told(constants[i]) if i else None for i in node.input))
+        key: Hashable | None = None
+        if node.signature is not None:
+            key = (node.signature, *constants)
             if key in self._elements:
                 return self._elements[key]
         found = self._computed(node, constants)
@@ -65,60 +81,67 @@ class Inference:
             self._elements[key] = found
         return found
 
-    def literal(self, tensor: onnx.TensorProto) -> Elements:
+    def tensor(self, tensor: onnx.TensorProto) -> Literal:
         """Elements of a tensor. Raises ModelFormatError where they are not what its dimensions and type say."""
         key = tensor.SerializeToString()
-        array = self._literals.get(key)
-        if array is None:
-            array = self._literals[key] = _array(tensor)
-        return array
+        literal = self._tensors.get(key)
+        if literal is None:
+            literal = self._tensors[key] = self.literal(_array(tensor))
+        return literal
 
-    def _asked(self, node: onnx.NodeProto) -> Hashable | None:
-        """Operator and attributes; None where an attribute is a graph, which may read what is around it."""
-        if node.op_type in _WITH_GRAPHS:
-            return None
-        return (node.op_type, *[a.SerializeToString() for a in node.attribute])
+    def literal(self, array: Elements) -> Literal:
+        """A constant of these elements."""
+        if array.nbytes > _KEY_BYTES:
+            return Literal(array)
+        key = (array.dtype, array.shape, array.tobytes())
+        literal = self._literals.get(key)
+        if literal is None:
+            literal = self._literals[key] = Literal(array)
+        return literal
 
-    def _told(self, array: Elements | None) -> Hashable:
-        """A constant as part of a key: by its elements, where they are few."""
-        if array is None:
-            return None
-        known = self._keys.get(id(array))
-        if known is None:
-            few = array.nbytes <= _KEY_BYTES
-            key: Hashable = (array.dtype, array.shape, array.tobytes()) if few else id(array)
-            known = self._keys[id(array)] = (array, key)  # the array is held, so that no other one gets its id
-        return known[1]
-
-    def _computed(self, node: onnx.NodeProto, constants: Mapping[str, Elements]) -> tuple[Elements | None, ...] | None:
+    def _computed(self, node: OnnxNode, constants: Operands) -> tuple[Literal | None, ...] | None:
+        operands = zip(node.inputs, constants, strict=True)
+        given = {name: literal.array for name, literal in operands if literal is not None}
         try:
-            evaluator = ReferenceEvaluator(node, opsets=self._opsets)
+            evaluator = ReferenceEvaluator(node.proto, opsets=self._opsets)
             with np.errstate(all="ignore"):
-                results = evaluator.run(None, {i: constants[i] for i in node.input if i})
+                results = evaluator.run(None, given)
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, AttributeError):
             return None  # the reference evaluator does not know it: it stays an operator on constants
-        return tuple(np.asarray(array) if name else None for name, array in zip(node.output, results, strict=False))
+        return tuple(
+            self.literal(np.asarray(array)) if name else None
+            for name, array in zip(node.outputs, results, strict=False)
+        )
 
     def _inferred(
-        self, node: onnx.NodeProto, specs: Mapping[str, TensorSpec], constants: Mapping[str, Elements]
+        self, node: OnnxNode, specs: Mapping[str, TensorSpec], constants: Operands
     ) -> tuple[TensorSpec | None, ...]:
-        read = {i: type_of(specs[i]) for i in node.input if i}
-        tensors = {i: numpy_helper.from_array(constants[i], i) for i in read if i in constants}
-        shown = f"{node.op_type} {node.name or node.output[0]!r}"
-        schema = onnx.defs.get_schema(node.op_type, self._opset)
+        read = {name: self._proto(specs[name]) for name in node.inputs if name}
+        tensors = {
+            name: numpy_helper.from_array(literal.array, name)
+            for name, literal in zip(node.inputs, constants, strict=True)
+            if literal is not None
+        }
+        shown = f"{node.kind} {node.name or node.outputs[0]!r}"
+        schema = onnx.defs.get_schema(node.kind, self._opset)
         opsets, version = self._model.opset_import, self._model.ir_version
         try:
             types: dict[str, onnx.TypeProto] = shape_inference.infer_node_outputs(
-                schema, node, read, tensors, None, opsets, version
+                schema, node.proto, read, tensors, None, opsets, version
             )
         except shape_inference.InferenceError as error:
             why = " ".join(str(error).replace("[ShapeInferenceError]", " ").split())
             raise InputShapeError(
                 f"these input shapes do not go through the model: {shown} says: {why[:200]}"
             ) from None
-        if not all(_is_static(types.get(o)) for o in node.output if o):
-            types = self._inferred_as_function(node, read, tensors)
-        return tuple(_believed(types.get(o), shown) if o else None for o in node.output)
+        if not all(_is_static(types.get(o)) for o in node.outputs if o):
+            types = self._inferred_as_function(node.proto, read, tensors)
+        return tuple(_believed(types.get(o), shown) if o else None for o in node.outputs)
+
+    def _proto(self, spec: TensorSpec) -> onnx.TypeProto:
+        if spec not in self._protos:
+            self._protos[spec] = type_of(spec)
+        return self._protos[spec]
 
     def _inferred_as_function(
         self, node: onnx.NodeProto, read: dict[str, onnx.TypeProto], tensors: dict[str, onnx.TensorProto]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -88,10 +89,14 @@ class _Writer:
         return self._values[node]
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        schema = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else ()
-        while args and args[-1] is None and len(args) <= len(schema) and schema[len(args) - 1].has_default_value():
-            args = args[:-1]  # as torch.export leaves defaults away
-        node = self._graph.call_function(target, args, kwargs)
+        if args and args[-1] is None:
+            schema = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else ()
+            while args and args[-1] is None and len(args) <= len(schema) and schema[len(args) - 1].has_default_value():
+                args = args[:-1]  # as torch.export leaves defaults away
+        node = self._graph.create_node("call_function", target, name=_as_fx_names(target.__name__))
+        node.args = args  # given to create_node, they are searched for symbols, of which there are none
+        if kwargs:
+            node.kwargs = kwargs
         self._written.append(node)
         self._values[node] = node.meta["val"] = self._run(node, self._values)
         node.meta.update(self._meta)
@@ -141,7 +146,15 @@ class _Writer:
 
     def _is(self, node: fx.Node, spec: TensorSpec) -> bool:
         value = self._values[node]
-        return isinstance(value, torch.Tensor) and TensorSpec(tuple(value.shape), str(value.dtype)[6:]) == spec
+        return (
+            isinstance(value, torch.Tensor) and value.shape == spec.shape and value.dtype is getattr(torch, spec.dtype)
+        )
+
+
+@lru_cache(maxsize=4096)
+def _as_fx_names(function: str) -> str:
+    """What fx calls the calls of a function: `add_tensor` for `add.Tensor`."""
+    return re.sub(r"[^0-9a-zA-Z_]+", "_", re.sub(r"(?<=[a-z])([A-Z])", r"_\1", function).lower())
 
 
 def _listed(emitted: Any) -> list[fx.Node] | None:

@@ -7,7 +7,7 @@ fusion (`onnx_fuse`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from dippm.frontend.onnx_fold import StaticGraph
+from dippm.frontend.onnx_node import OnnxNode
 from dippm.graph import Attribute, TensorSpec
 
 _NAMES_BY_KIND = {
@@ -78,44 +79,59 @@ class Step:
     @property
     def recorded(self) -> str:
         """The ATen call that it was exported from, where the exporter says so: `aten.view.default`."""
-        found = _TARGET.search(metadata(self.nodes[-1], "pkg.torch.onnx.fx_node")) if self.nodes else None
+        found = _TARGET.search(metadata(self.nodes[-1], FX_NODE)) if self.nodes else None
         return found[1] if found else ""
 
 
+FX_NODE = "pkg.torch.onnx.fx_node"
+"""Property of the dynamo exporter's nodes: the exported program's call that one comes from."""
 _TARGET = re.compile(r"call_function\[target=torch\.ops\.(aten\.[\w.]+)\]")
 
 
 def metadata(node: onnx.NodeProto, key: str) -> str:
     """A node's metadata property, or nothing."""
-    found = next((p.value for p in node.metadata_props if p.key == key), "")
+    properties = node.metadata_props
+    if not properties:
+        return ""
+    found = next((p.value for p in properties if p.key == key), "")
     return found if isinstance(found, str) else ""  # bytes: protobuf's answer to text that is no UTF-8
 
 
 def steps_of(static: StaticGraph) -> list[Step]:
     """One step a node."""
-    return [_step(node, static) for node in static.nodes]
+    known: dict[Hashable, dict[str, Attribute]] = {}
+    steps = []
+    for node in static.nodes:
+        given = known.get(node.signature) if node.signature is not None else None
+        if given is None:
+            given = known[node.signature] = _attributes(node)
+        steps.append(_step(node, given, static))
+    return steps
 
 
-def _step(node: onnx.NodeProto, static: StaticGraph) -> Step:
-    given = {a.name: plain_attribute(onnx.helper.get_attribute_value(a)) for a in node.attribute}
-    specs = [static.specs[i] for i in node.input if i]
+def _attributes(node: OnnxNode) -> dict[str, Attribute]:
+    return {a.name: plain_attribute(onnx.helper.get_attribute_value(a)) for a in node.proto.attribute}
+
+
+def _step(node: OnnxNode, given: Mapping[str, Attribute], static: StaticGraph) -> Step:
+    specs = [static.specs[i] for i in node.inputs if i]
     kind, attributes = _canonical(node, given, specs, static)
-    inputs = [i for i in node.input if i and (i not in static.constants or not _is_setting(node, i))]
+    inputs = [i for i in node.inputs if i and (i not in static.constants or not _is_setting(node, i))]
     return Step(
         kind=kind,
-        target=f"onnx.{node.op_type}",
+        target=f"onnx.{node.kind}",
         inputs=inputs,
-        outputs=[o for o in node.output if o],
+        outputs=[o for o in node.outputs if o],
         attributes={k: v for k, v in attributes.items() if v is not None},
-        nodes=[node],
-        converter=node.op_type,
-        given=given,
+        nodes=[node.proto],
+        converter=node.kind,
+        given=dict(given),
     )
 
 
-def _is_setting(node: onnx.NodeProto, name: str) -> bool:
+def _is_setting(node: OnnxNode, name: str) -> bool:
     """Whether a constant operand only sets the operator up (a target shape, axes, pads)."""
-    return name in list(node.input)[1:] and node.op_type in _WITH_SETTINGS
+    return node.kind in _WITH_SETTINGS and name in node.inputs[1:]
 
 
 _WITH_SETTINGS = frozenset({
@@ -140,9 +156,9 @@ def plain_attribute(value: Any) -> Attribute:
 
 
 def _canonical(
-    node: onnx.NodeProto, given: Mapping[str, Attribute], specs: Sequence[TensorSpec], static: StaticGraph
+    node: OnnxNode, given: Mapping[str, Attribute], specs: Sequence[TensorSpec], static: StaticGraph
 ) -> tuple[str, dict[str, Attribute]]:
-    name = node.op_type
+    name = node.kind
     kind = _KIND_BY_NAME.get(name, "unknown")
     rank = len(specs[0].shape) if specs else 0
     if kind == "conv":
@@ -168,20 +184,20 @@ def _canonical(
     if name in ("Softmax", "LogSoftmax"):
         axis = given.get("axis", -1)
         return kind, {"dim": axis if not isinstance(axis, int) or axis != rank - 1 else -1}
-    if name == "Gather" and node.input[0] in static.weights and len(specs[0].shape) == 2 and not given.get("axis"):
+    if name == "Gather" and node.inputs[0] in static.weights and len(specs[0].shape) == 2 and not given.get("axis"):
         return "embedding", {}
     if name in ("Concat", "Split", "Gather", "GatherElements", "CumSum", "TopK", "ArgMax", "ArgMin"):
         return kind, {"dim": given.get("axis")}
-    if name == "ReduceMean" and "pooling.AdaptiveAvgPool" in metadata(node, "pkg.torch.onnx.class_hierarchy"):
+    if name == "ReduceMean" and "pooling.AdaptiveAvgPool" in metadata(node.proto, "pkg.torch.onnx.class_hierarchy"):
         return f"adaptive_avg_pool{rank - 2}d", {}
     if name.startswith("Reduce"):
-        axes = static.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        axes = static.constants.get(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
         return kind, {"dim": given.get("axes") if axes is None else tuple(int(a) for a in axes)}
     return kind, {k: v for k, v in given.items() if k not in _LEFT_OUT and (k, v) != ("approximate", "none")}
 
 
-def _scalar(node: onnx.NodeProto, position: int, static: StaticGraph) -> float | None:
-    name = node.input[position] if len(node.input) > position else ""
+def _scalar(node: OnnxNode, position: int, static: StaticGraph) -> float | None:
+    name = node.inputs[position] if len(node.inputs) > position else ""
     array: np.ndarray[Any, Any] | None = static.constants.get(name)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 

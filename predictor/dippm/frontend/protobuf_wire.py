@@ -10,6 +10,8 @@ from dippm.errors import ModelFormatError
 
 def varint(view: memoryview, position: int, shown: str, kind: str) -> tuple[int, int]:
     """A number of at most ten bytes, and the position after it. Raises ModelFormatError that calls the file `kind`."""
+    if position < len(view) and (byte := view[position]) < 0x80:
+        return byte, position + 1  # as nearly all are
     value = shift = 0
     while position < len(view) and shift < 70:
         byte = view[position]

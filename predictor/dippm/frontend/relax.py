@@ -79,24 +79,26 @@ class _MetaImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM ships
     def translate(self, graph: fx.Graph) -> dict[fx.Node, tuple[str, ...]]:
         """Express the calls of `graph` in Relax, each distinct one once; the operators' names for each.
 
-        A call that was expressed before, on operands of the same types, is given what was put out then. Each node's
-        `meta["val"]` says what it puts out.
+        A call that was expressed before, on operands of the same types, is given what was put out then; graph inputs
+        of one type are one variable. Each node's `meta["val"]` says what it puts out.
         """
         builder = RecordingBuilder()
         self.block_builder = builder
         names: dict[fx.Node, tuple[str, ...]] = {}
+        inputs: dict[Hashable, relax.Var] = {}
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 value = node.meta["val"]
                 if isinstance(value, torch.Tensor):
-                    self._types[node] = (value.shape, value.dtype)
-                    self.env[node] = relax.Var(node.name, tensor_type(value))
+                    kind = self._types[node] = (value.shape, value.dtype)
+                    if kind not in inputs:
+                        inputs[kind] = relax.Var(node.name, tensor_type(value))
+                    self.env[node] = inputs[kind]
                 else:
                     self._types[node] = (type(value), value)
                     self.env[node] = value
-        variables = [v for v in self.env.values() if isinstance(v, relax.Var)]
         result: Any = relax.Tuple([])
-        with builder.function("main", params=variables):
+        with builder.function("main", params=list(inputs.values())):
             with builder.dataflow():
                 for node in graph.nodes:
                     if node.op != "call_function":

@@ -16,8 +16,8 @@ def scope_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
     stack = meta.get("nn_module_stack") or {}
     scopes = []
     for key, entry in stack.items():
-        path = entry[0] if isinstance(entry, tuple) else str(entry)
-        call = str(key).rpartition("@")[2] if "@" in str(key) else ""
+        path, key = entry[0] if isinstance(entry, tuple) else str(entry), str(key)
+        call = key.rpartition("@")[2] if "@" in key else ""
         scopes.append(f"{path}@{call}" if call and not path.endswith(f"@{call}") else path)
     return tuple(scopes)
 
@@ -29,7 +29,9 @@ def source_of(meta: Mapping[str, Any]) -> str:
     -1-i belongs to `scope[i]`. torch.nn's own frame is dropped where it is the innermost one (it only says
     `F.relu(input)`).
     """
-    trace = meta.get("stack_trace") or ""
+    trace = meta.get("stack_trace")
+    if not trace:
+        return ""
     frames = [(m["file"], m["line"], m["text"]) for m in _FRAME.finditer(trace)]
     while len(frames) > 1 and any(own in frames[-1][0] for own in _TORCH_OWN):
         frames.pop()

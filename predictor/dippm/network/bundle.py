@@ -158,17 +158,7 @@ class Bundle:
 
     def bounds(self, known: bool, risk_percent: float) -> dict[str, calibration.UpperBound]:
         """Upper bounds by target, for a graph of measured operators or not."""
-        basis = "known" if known else "unknown"
-        return {
-            target: calibration.choose(
-                {float(risk): rate for risk, rate in body[basis].items()},
-                risk_percent,
-                basis=basis,
-                sample=int(body[f"{basis}_sample"]),
-                otherwise=float(body["otherwise"]),
-            )
-            for target, body in self.schema.bounds.items()
-        }
+        return calibration.read(self.schema.bounds, risk_percent, known=known)
 
     def _workspaces(self, features: Featurized, operators: Array, rows: npt.NDArray[np.int64]) -> tuple[int, ...]:
         first = self.schema.operator_columns.index(f"workspace:{workspace.CLASSES[0]}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 RISKS_PERCENT: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
 BASE_SHARE = 0.05
@@ -108,3 +109,18 @@ def choose(
     below = [risk for risk in bounds if risk <= risk_percent]
     risk = max(below) if below else min(bounds)
     return UpperBound(bounds[risk], risk, basis, sample)
+
+
+def read(bounds: Mapping[str, Mapping[str, Any]], risk_percent: float, *, known: bool) -> dict[str, UpperBound]:
+    """Upper bounds by target, as a file holds them: `known` and `unknown` rates by risk, sample sizes, `otherwise`."""
+    basis = "known" if known else "unknown"
+    return {
+        target: choose(
+            {float(risk): rate for risk, rate in body[basis].items()},
+            risk_percent,
+            basis=basis,
+            sample=int(body[f"{basis}_sample"]),
+            otherwise=float(body["otherwise"]),
+        )
+        for target, body in bounds.items()
+    }

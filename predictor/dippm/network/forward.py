@@ -114,7 +114,7 @@ def _layer_norm(weights: Weights, name: str, x: Array) -> Array:
     mean = x.mean(axis=-1, keepdims=True)
     centred = x - mean
     variance = np.square(centred).mean(axis=-1, keepdims=True)
-    y: Array = centred / np.sqrt(variance + LAYER_NORM_EPSILON)
+    y: Array = np.divide(centred, np.sqrt(variance + LAYER_NORM_EPSILON), out=centred)
     y *= weights[f"{name}.weight"]
     y += weights[f"{name}.bias"]
     return y

@@ -7,7 +7,7 @@ out. Everything is counted from shapes and canonical attributes, nothing from na
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from dippm.features import RECURRENT, recurrent_weights
@@ -76,8 +76,24 @@ class Workload:
 
 
 def workloads(graph: ModelGraph) -> tuple[Workload, ...]:
-    """One `Workload` for each operator of the graph, in order."""
-    return tuple(_workload(graph, operator) for operator in graph.operators)
+    """One `Workload` for each operator of the graph, in order. Equal layers have equal ones, which are made once."""
+    made: dict[Hashable, Workload] = {}
+    values = graph.values
+    found = []
+    for operator in graph.operators:
+        place = {value: i for i, value in enumerate(dict.fromkeys(operator.inputs))}
+        key = (
+            operator.kind,
+            operator.target,
+            tuple(operator.attributes.items()),
+            tuple([(place[i], values[i].spec, values[i].kind) for i in operator.inputs]),
+            tuple([(values[o].spec, values[o].alias_of is None) for o in operator.outputs]),
+        )
+        workload = made.get(key)
+        if workload is None:
+            workload = made[key] = _workload(graph, operator)
+        found.append(workload)
+    return tuple(found)
 
 
 def _workload(graph: ModelGraph, operator: Operator) -> Workload:

@@ -101,7 +101,9 @@ class _Holds:
 
         1. Storages that come from before the line and that no known name holds are held by the names read that hold
            none of what was read: an assignment without an operator (`shortcut = x`) or a list (`outs.append(x)`)
-           bound them. What a line without a target put out is part of a longer statement: nothing binds it.
+           bound them. What a line without a target put out is part of a longer statement: nothing binds it, until a
+           statement begins further down: the longer one is over then, and a target that no line showed holds it
+           (`q, k, v = (`, and a chain of calls on the lines below).
         2. When the line is done its targets are bound to what its last operator put out and to whatever else of it
            is still to be read; what they held is let go.
         3. When the call returns all names go. A list that it appended to and never made is its caller's: what is in
@@ -111,7 +113,12 @@ class _Holds:
         lists: set[str] = set()
         bound: set[str] = set()
         temporaries: set[int] = set()
-        for begin, end, statement in self.statements(call):
+        above = 0
+        for begin, end, frame in self.statements(call):
+            statement = frame.statement
+            if statement.begins and 0 < above < frame.line:
+                temporaries.clear()
+            above = frame.line
             read = self.read_from_before(begin, end)
             popped: set[int] = set()
             for name in statement.pops & names.keys():
@@ -191,7 +198,7 @@ class _Holds:
             self.born[s] == reader and values[s].spec.shape == values[storage].spec.shape for s in self.results[reader]
         )
 
-    def statements(self, call: _Activation) -> Iterator[tuple[int, int, Statement]]:
+    def statements(self, call: _Activation) -> Iterator[tuple[int, int, Frame]]:
         """Runs of operators reached from one execution of a line: first and last operator, and the line."""
         first = 0
         while first < len(call.lines):
@@ -202,7 +209,7 @@ class _Holds:
             if line is not None:
                 begin = call.start + first
                 for end in self.iterations(call, begin, call.start + last, line.statement):
-                    yield begin, end, line.statement
+                    yield begin, end, line
                     begin = end + 1
             first = last + 1
 

@@ -65,8 +65,8 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
 
     `torchscript` frees at the last use, as `graph` does: its interpreter moves a value out of its register where it is
     read last, and an operator drops its arguments when it returns; calls of modules are inlined and hold nothing. (What
-    a GPU's fuser makes one kernel of, from the third pass on, is not taken into account.) `onnxruntime` is given the
-    same here, as a stand-in; what it does is in `dippm.replay.onnxruntime`.
+    a GPU's fuser makes one kernel of, from the third pass on, is not taken into account.) `onnxruntime` is not
+    replayed from lifetimes: `dippm.replay.onnxruntime`.
     """
     owner = storages(graph)
     born: dict[int, int] = {}

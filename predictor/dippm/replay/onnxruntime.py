@@ -17,25 +17,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from dippm.graph import ModelGraph, Operator, ValueKind
+from dippm.graph import ModelGraph, ValueKind
 from dippm.replay.allocator import CapReached
 from dippm.replay.bfc_arena import BfcArena, Chunk, ExtendStrategy, rounded
 from dippm.replay.memory_pattern import MemoryPattern
+from dippm.replay.onnx_nodes import IN_PLACE, Exporter, Layout, Lowering, Node, exporter_of
 from dippm.replay.search import search
 
 PASSES = 3
-SHARES = frozenset({"reshape", "squeeze", "unsqueeze", "flatten", "identity", "dropout", "copy"})
-"""Kinds whose output is their input's buffer (a contiguous copy is exported as Identity, and that is taken away)."""
-IN_PLACE = frozenset({
-    "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "hardsigmoid", "tanh", "softplus", "hardswish",
-    "mish",
-})  # fmt: skip
-"""Kinds whose CUDA kernels may write into their input (`MayInplace`): activations; sums and products may not."""
-TEMPORARIES = {"hardswish": 1.0, "mish": 1.0, "roll": 2.0, "log_softmax": 0.0, "addcmul": 1.0}
-"""Buffers of the output's size that a kind needs for its own, where it is several nodes in ONNX."""
-FOLDED_INTO = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 
 
 @dataclass(slots=True)
@@ -99,135 +90,115 @@ def execution_order(graph: ModelGraph) -> list[int]:
     return order
 
 
-def buffer_plan(graph: ModelGraph, workspaces: Sequence[int], *, in_place: frozenset[str] = IN_PLACE) -> BufferPlan:
+def buffer_plan(
+    graph: ModelGraph,
+    workspaces: Sequence[int],
+    *,
+    exporter: Exporter = Exporter.TORCHSCRIPT,
+    in_place: frozenset[str] = IN_PLACE,
+) -> BufferPlan:
     """ONNX Runtime's plan for `graph`, already cast to its precision; `workspaces` per operator, as for `replay`.
 
     `in_place` are the kinds whose kernels may write into their input, on a GPU if nothing is said.
     """
-    planner = _Planner(graph, in_place)
-    order = execution_order(graph)
-    for step, index in enumerate(order):
-        planner.step(step, graph.operators[index])
-    planner.close()
+    lowering = Lowering(graph, workspaces, exporter, in_place)
+    nodes = lowering.nodes(execution_order(graph))
     weights = tuple(
         value.spec.nbytes
         for i, value in enumerate(graph.values)
-        if value.kind in (ValueKind.PARAMETER, ValueKind.CONSTANT) and value.alias_of is None and i not in planner.gone
+        if value.kind in (ValueKind.PARAMETER, ValueKind.CONSTANT) and value.alias_of is None and i not in lowering.gone
     )
-    scratch = tuple(workspaces[i] if graph.operators[i].kind.startswith("conv") else 0 for i in order)
     return BufferPlan(
-        tuple(sorted(planner.buffers, key=lambda b: b.born)), scratch, weights,
+        tuple(_Planner(nodes, graph.outputs).buffers), tuple(node.scratch for node in nodes), weights,
         sum(graph.values[i].spec.nbytes for i in graph.inputs),
     )  # fmt: skip
 
 
-@dataclass
 class _Planner:
-    graph: ModelGraph
-    in_place: frozenset[str]
-    buffers: list[Buffer] = field(default_factory=list)
-    gone: set[int] = field(default_factory=set)
-    """Weights that folding takes away."""
+    """Which buffer each tensor lies in (`FindReusableInput`, `FindReusableTensor`)."""
 
-    def __post_init__(self) -> None:
-        self._uses: Counter[int] = Counter(i for o in self.graph.operators for i in o.inputs)
-        self._uses.update(self.graph.outputs)
+    def __init__(self, nodes: Sequence[Node], outputs: Sequence[int]) -> None:
+        self.buffers: list[Buffer] = []
+        self._outputs = frozenset(outputs)
+        self._uses: Counter[int] = Counter(value for node in nodes for value in node.reads)
+        self._uses.update(outputs)
         self._left: Counter[int] = Counter()
         """Reads that a buffer still has ahead, over all tensors that lie in it."""
         self._at: dict[int, int] = {}
-        """The buffer of each value that has one."""
+        """The buffer of each tensor that has one."""
+        self._layout: dict[int, Layout] = {}
+        """Of each tensor."""
+        self._made_for: list[Layout] = []
+        """What each buffer was made for: only a tensor of the same shape takes it over, not one of the same size."""
         self._dead: list[int] = []
         """Buffers that nobody reads any more, the latest first."""
+        for index, node in enumerate(nodes):
+            self._step(index, node)
+        for output in self._outputs & self._at.keys():
+            self.buffers[self._at[output]].output = True
 
-    def step(self, index: int, operator: Operator) -> None:
-        values = self.graph.values
-        for position, output in enumerate(operator.outputs):
-            if not self._uses[output] and position:
-                continue  # an output that nobody reads is not asked for (a pooling's indices)
-            buffer = self._shared(operator) or self._in_place(operator, output) or self._reused(output)
+    def _step(self, index: int, node: Node) -> None:
+        for position, (tensor, found) in enumerate(node.makes):
+            self._layout[tensor] = found
+            if node.renames and tensor not in self._outputs:
+                buffer = self._at.get(node.reads[0])
+                if buffer is None:
+                    continue  # a weight's or an input's, which is no buffer
+            else:
+                buffer = self._taken_over(tensor, node, first=not position)
             if buffer is None:
-                self.buffers.append(Buffer(rounded(values[output].spec.nbytes), index, index))
-                buffer = len(self.buffers)
-            if buffer > 0:
-                self._at[output] = buffer
-                self._left[buffer] += self._uses[output]
-                self.buffers[buffer - 1].dies = index
-        self._temporaries(index, operator)
-        for value in operator.inputs:
+                shape, width = found
+                self.buffers.append(Buffer(rounded(math.prod(shape) * width), index, index))
+                self._made_for.append(found)
+                buffer = len(self.buffers) - 1
+            self._at[tensor] = buffer
+            self._left[buffer] += self._uses[tensor]
+            self.buffers[buffer].dies = index
+            if not self._left[buffer]:
+                self._dead.insert(0, buffer)
+        for value in node.reads:
             self._read(value, index)
 
-    def close(self) -> None:
-        for output in self.graph.outputs:
-            if buffer := self._at.get(output, 0):
-                self.buffers[buffer - 1].output = True
-
     def _read(self, value: int, index: int) -> None:
-        buffer = self._at.get(value, 0)
-        if not buffer:
+        buffer = self._at.get(value)
+        if buffer is None:
             return
         self._left[buffer] -= 1
-        self.buffers[buffer - 1].dies = index
+        self.buffers[buffer].dies = index
         if not self._left[buffer]:
             self._dead.insert(0, buffer)
 
-    def _shared(self, operator: Operator) -> int | None:
-        """The input's buffer (-1: a weight's or an input's, which is no buffer) where the node only renames it."""
-        renames = operator.kind in SHARES and operator.outputs[0] not in self.graph.outputs
-        if renames or self._is_folded(operator):
-            return self._at.get(operator.inputs[0], -1) if operator.inputs else None
-        return None
-
-    def _is_folded(self, operator: Operator) -> bool:
-        if operator.kind != "batch_norm" or not operator.inputs:
-            return False
-        source = operator.inputs[0]
-        producer = self.graph.values[source].producer
-        if producer is None or self._uses[source] != 1 or self.graph.operators[producer].kind not in FOLDED_INTO:
-            return False
-        self.gone.update(operator.inputs[1:])
-        return True
-
-    def _in_place(self, operator: Operator, output: int) -> int | None:
-        if operator.kind not in self.in_place or output in self.graph.outputs:
+    def _taken_over(self, tensor: int, node: Node, *, first: bool) -> int | None:
+        """The buffer of an input that the node may write into, or of a dead tensor of the same layout."""
+        if tensor in self._outputs:
             return None
-        size = rounded(self.graph.values[output].spec.nbytes)
-        for value in dict.fromkeys(operator.inputs):
-            buffer = self._at.get(value, 0)
-            if buffer and self._left[buffer] == 1 and self.buffers[buffer - 1].size == size:
+        found = self._layout[tensor]
+        if node.in_place and first and node.reads:
+            buffer = self._at.get(node.reads[0])
+            if buffer is not None and self._left[buffer] == 1 and self._layout[node.reads[0]] == found:
                 return buffer
-        return None
-
-    def _reused(self, output: int) -> int | None:
-        size = rounded(self.graph.values[output].spec.nbytes)
-        if output in self.graph.outputs:
-            return None
         for buffer in self._dead:
-            if self.buffers[buffer - 1].size == size:
+            if self._made_for[buffer] == found:
                 self._dead.remove(buffer)
                 return buffer
         return None
-
-    def _temporaries(self, index: int, operator: Operator) -> None:
-        specs = [self.graph.values[i].spec for i in operator.inputs]
-        made = self.graph.values[operator.outputs[0]].spec if operator.outputs else None
-        if made is None:
-            return
-        if operator.kind == "scaled_dot_product_attention" and len(specs) > 1 and len(specs[0].shape) >= 2:
-            scores = math.prod(specs[0].shape[:-1]) * specs[1].shape[-2] * (specs[0].nbytes // max(1, specs[0].numel))
-            self.buffers += [Buffer(rounded(scores), index, index) for _ in range(2)]
-        elif share := TEMPORARIES.get(operator.kind):
-            self.buffers.append(Buffer(rounded(int(share * made.nbytes)), index, index))
 
 
 def replay_onnxruntime(
     graph: ModelGraph,
     *,
     workspaces: Sequence[int],
+    exporter: Exporter | None = None,
     strategy: ExtendStrategy = ExtendStrategy.NEXT_POWER_OF_TWO,
     pattern: bool = True,
+    floor: int = 0,
 ) -> OrtReplay:
-    """Replay `graph`, already cast to its precision, as a session of ONNX Runtime on a GPU."""
-    plan = buffer_plan(graph, workspaces)
+    """Replay `graph`, already cast to its precision, as a session of ONNX Runtime on a GPU.
+
+    `exporter`: who wrote the file (default: what the graph tells). An arena of no more than `floor` bytes is not
+    searched for the smallest limit: whoever asks has that much anyway.
+    """
+    plan = buffer_plan(graph, workspaces, exporter=exporter or exporter_of(graph))
     session = Session(plan, BfcArena(strategy), pattern=pattern)
     session.run()
     first = session.arena.total
@@ -235,7 +206,9 @@ def replay_onnxruntime(
         session.run()
     return OrtReplay(
         sum(map(rounded, plan.weights)), plan.inputs, session.arena.total, first, session.arena.peak_in_use,
-        smallest_limit(plan, strategy, enough=session.arena.total, pattern=pattern),
+        session.arena.total
+        if session.arena.total <= floor
+        else smallest_limit(plan, strategy, enough=session.arena.total, pattern=pattern),
     )  # fmt: skip
 
 

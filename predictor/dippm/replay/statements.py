@@ -44,6 +44,12 @@ class Statement:
     """Calls of something that is no attribute at all: functions, and modules under a loop's name."""
     operations: int = 0
     """Operators that the line itself accounts for: arithmetic and calls that are not on self."""
+    returns: bool = False
+
+    @property
+    def begins(self) -> bool:
+        """Whether a statement begins with the line: it is no part of the one before it."""
+        return bool(self.targets) or self.returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,12 @@ class Frame:
     place: str
     """`file:line`."""
     statement: Statement
+
+    @property
+    def line(self) -> int:
+        """Number of the line in its file; 0 if it is not known."""
+        number = self.place.rpartition(":")[2]
+        return int(number) if number.isdigit() else 0
 
 
 def frames(source: str, depth: int) -> tuple[Frame | None, ...]:
@@ -116,6 +128,7 @@ def parse(code: str) -> Statement:
         methods=methods,
         callees=callees,
         operations=operations,
+        returns=isinstance(statement, ast.Return),
     )
 
 
