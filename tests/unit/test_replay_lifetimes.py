@@ -134,6 +134,22 @@ def test_a_target_above_a_chain_of_calls_holds_what_the_chain_put_out() -> None:
     assert death(chain, Runtime.EAGER, 1) == 1, "what the chain passes on has no name"
 
 
+def test_a_loop_over_a_list_leaves_the_list_as_it_was() -> None:
+    """`for feature in features: top = feature + top`: features keeps them until the function returns."""
+    model = graph(
+        ("relu", (0,), "", "1: x = self.a(x)"),
+        ("relu", (1,), "", "1: x = self.a(x)"),
+        ("relu", (2,), "", "1: x = self.a(x)"),
+        ("tanh", (3,), "", "2: top = self.top(x)"),
+        ("add", (1, 4), "", "3: top = lateral(feature) + top"),
+        ("add", (2, 5), "", "3: top = lateral(feature) + top"),
+        ("relu", (6,), "", "4: top = self.b(top)"),
+        ("relu", (7,), "", "5: return self.c(top)"),
+    )
+    assert death(model, Runtime.GRAPH, 1) == 4
+    assert death(model, Runtime.EAGER, 1) == 7
+
+
 def test_what_a_helper_method_reads_and_puts_out_lives_until_it_is_done() -> None:
     """Of `self.merge(x)` the lines are unknown (only frames of `forward` are recorded), its operators are not."""
     model = graph(
