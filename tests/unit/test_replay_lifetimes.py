@@ -36,6 +36,34 @@ def death(model: ModelGraph, runtime: Runtime, value: int) -> int | None:
     return next((index for index, freed in enumerate(lives.freed) if value in freed), None)
 
 
+def test_without_lines_a_dense_layer_holds_what_it_concatenates() -> None:
+    dense = graph(
+        ("conv2d", (0,), "stem", ""),
+        ("concat", (1, 1), "block/layer1", ""),
+        ("conv2d", (2,), "block/layer1/conv1", ""),
+        ("concat", (1, 1, 3), "block/layer2", ""),
+        ("relu", (4,), "block/layer2/norm1", ""),
+        ("conv2d", (5,), "block/layer2/conv1", ""),
+        ("conv2d", (6,), "block/layer2/conv2", ""),
+    )
+    assert death(dense, Runtime.EAGER, 4) == 5
+    assert death(dense, Runtime.GRAPH, 4) == 4
+
+
+def test_without_lines_another_concatenation_is_let_go() -> None:
+    skips = graph(
+        ("conv2d", (0,), "stem", ""),
+        ("conv2d", (1,), "down", ""),
+        ("concat", (1, 2), "up1", ""),
+        ("relu", (3,), "up1/act", ""),
+        ("conv2d", (4,), "up1/conv", ""),
+        ("concat", (5, 1), "up2", ""),
+        ("relu", (6,), "up2/act", ""),
+        ("conv2d", (7,), "up2/conv", ""),
+    )
+    assert death(skips, Runtime.EAGER, 6) == 6
+
+
 RESIDUAL = graph(
     ("conv2d", (0,), "conv1", "1: x = self.conv1(x)"),
     ("relu", (1,), "act", "2: x = self.act(x)"),
