@@ -108,8 +108,9 @@ class _Holds:
            bound them. What a line without a target put out is part of a longer statement: nothing binds it, until a
            statement begins further down: the longer one is over then, and a target that no line showed holds it
            (`q, k, v = (`, and a chain of calls on the lines below). Where one line is run again and again and each
-           time reads something else that no line bound, it is a loop's: what it goes through is a list, and keeps it.
-           So does what a line reads that shows no names (`outputs = [`).
+           time reads something else that no line bound and that was there before the first time, it is a loop's: what
+           it goes through is a list, and keeps it. (What came since is carried through the loop, as in `x = block(x)`,
+           and let go.) A line that shows neither names nor calls (`outputs = [`) keeps what it reads.
         2. When the line is done its targets are bound to what its last operator put out and to whatever else of it
            is still to be read; what they held is let go.
         3. When the call returns all names go. A list that it appended to and never made is its caller's: what is in
@@ -119,8 +120,8 @@ class _Holds:
         lists: set[str] = set()
         bound: set[str] = set()
         temporaries: set[int] = set()
-        in_turn: dict[str, set[int]] = {}
-        """What each line read that no name held."""
+        in_turn: dict[str, tuple[int, set[int]]] = {}
+        """Where each line was first run, and what it read that no name held and that was there by then."""
         above = 0
         for begin, end, frame in self.statements(call):
             statement = frame.statement
@@ -136,10 +137,11 @@ class _Holds:
                 popped.remove(max(popped, key=self.born.__getitem__))
             unknown = read.difference(temporaries, popped, *names.values())
             if unknown and not statement.pops:
-                before = in_turn.setdefault(frame.place, set())
-                if (before and not before & unknown) or not statement.reads:
-                    self.hold(before | unknown, call.end)
-                before |= unknown
+                first, before = in_turn.setdefault(frame.place, (begin, set()))
+                listed = {s for s in unknown if self.born[s] < first}
+                if listed and ((before and not before & listed) or statement.opens):
+                    self.hold(before | listed, call.end)
+                before |= listed
             if len(read) > 1 and len(statement.reads) == 1 and not statement.pops:
                 names |= dict.fromkeys(statement.reads, frozenset(read))
             elif unknown:

@@ -51,6 +51,11 @@ class Statement:
         """Whether a statement begins with the line: it is no part of the one before it."""
         return bool(self.targets) or self.returns
 
+    @property
+    def opens(self) -> bool:
+        """Whether it shows neither names nor calls: those of `outputs = [` stand on the lines below."""
+        return not (self.reads or self.methods or self.callees)
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
