@@ -132,5 +132,6 @@ class PMGNS(nn.Module):
     def pool(self, embedded: Tensor, kinds: Tensor, graph_of: Tensor, graphs: int) -> Tensor:
         """Mean embedding of each graph's operators, [g, hidden]; those that do nothing are not counted."""
         counted = torch.from_numpy(works(np.arange(len(KINDS)))).to(kinds.device)[kinds].to(embedded.dtype)[:, None]
-        total = global_add_pool(embedded * counted, graph_of, size=graphs)
-        return total / global_add_pool(counted, graph_of, size=graphs).clamp(min=1)
+        total: Tensor = global_add_pool(embedded * counted, graph_of, size=graphs)
+        count: Tensor = global_add_pool(counted, graph_of, size=graphs)
+        return total / count.clamp(min=1)

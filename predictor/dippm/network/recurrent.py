@@ -57,7 +57,7 @@ def recurrent_workspace(graph: ModelGraph, operator: Operator, work: Workload, m
 
 
 def _sizes(graph: ModelGraph, operator: Operator) -> _Sizes:
-    """PyTorch names directions and layers and may give the batch first; ONNX's `W` is [directions, gates x width, k]."""
+    """PyTorch names directions and may give the batch first; ONNX's `W` is [directions, gates x width, k]."""
     inputs = [graph.values[i].spec for i in operator.inputs]
     matrices = recurrent_weights(operator.target, inputs)
     x, gates = inputs[0].shape, GATES[operator.kind]
