@@ -161,18 +161,28 @@ def load_network(path: Path) -> tuple[PMGNS, Scales]:
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that decide the networks."""
-    parser.add_argument("--epochs", type=int, default=Settings().epochs)
+    parser.add_argument(
+        "--epochs", type=int, default=Settings().epochs, help="times that each case is seen (default: %(default)s)"
+    )
     parser.add_argument(
         "--seconds", type=float,
         help="end the training of each network after so long, with a learning rate that has fallen by then; without it "
         "only the epochs count, and the same networks come out again",
     )  # fmt: skip
-    parser.add_argument("--learning-rate", type=float, default=Settings().learning_rate)
+    parser.add_argument(
+        "--learning-rate", type=float, default=Settings().learning_rate, help="the highest (default: %(default)s)"
+    )
     parser.add_argument("--hidden", type=int, default=Hyperparameters().hidden, help="width of the hidden layers")
-    parser.add_argument("--nodes-per-step", type=int, default=Settings().nodes_per_step)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--nodes-per-step", type=int, default=Settings().nodes_per_step,
+        help="operators that a step of the optimizer sees, whole graphs together (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: %(default)s)")
     parser.add_argument("--no-edges", action="store_true", help="ablation: every operator is seen alone")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="as PyTorch names it: cpu, cuda, cuda:1 (default: a GPU where there is one)",
+    )  # fmt: skip
     parser.add_argument(
         "--networks-at-once", type=int, default=1, metavar="N",
         help="so many of the six networks are trained side by side, also on one GPU",
