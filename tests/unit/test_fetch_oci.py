@@ -357,7 +357,7 @@ BOMB = tar_of(net__onnx=bytes(30_000_000))
         ("tar", b"no archive" * 100, "no sound tar archive"),
         ("tar+gzip", b"no archive" * 100, "no gzip archive"),
         ("tar+gzip", gzip.compress(tar_of(net__onnx=b"a", b__onnx=b"b"))[:60], "ends too early"),
-        ("tar+gzip", gzip.compress(bytes(1)) * 100_001, "more than 100000 gzip archives"),
+        ("tar+gzip", gzip.compress(BOMB[:512]) + gzip.compress(bytes(1)) * 100_000, "more than 100000 gzip archives"),
         ("tar+gzip", gzip.compress(b"") * 1_002, "more than 1000 empty gzip archives"),
         ("tar+gzip", gzip.compress(BOMB[:512]) + gzip.compress(BOMB[512:]), "unpacks to more than 20000000 bytes"),
         ("tar+gzip", gzip.compress(BOMB[:512]) + b"what is not packed", "no gzip archive"),
