@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from dippm.errors import ModelFormatError
 from dippm.frontend import onnx_file
-from dippm.frontend.onnx_file import _large_constants, _strip
+from dippm.frontend.onnx_file import _strip, checked
 from dippm.frontend.tensorflow_safety import operators_of
 
 
@@ -43,27 +42,18 @@ def test_there_is_no_field_0(walk: Any) -> None:
         walk(b"\x02\x00", "m")
 
 
-class Nodes(list[onnx.NodeProto]):
-    """Counts how often something is taken out: each time all behind it move up."""
-
-    deletions = 0
-
-    def __delitem__(self, place: Any) -> None:
-        self.deletions += 1
-        super().__delitem__(place)
-
-
-def test_constants_without_their_data_are_taken_out_all_at_once() -> None:
-    nodes = Nodes()
+def test_constants_without_their_data_become_weights_and_the_other_nodes_stay() -> None:
+    nodes = []
     for n in range(50):
         left_out = onnx.TensorProto(data_type=1, dims=[8, 8])
         nodes += [
             helper.make_node("Constant", [], [f"c{n}"], value=left_out),
-            helper.make_node("Relu", ["x"], [f"{n}"]),
+            helper.make_node("Add", ["x", f"c{n}"], [f"y{n}"]),
         ]
-    kept = helper.make_node("Constant", [], ["d"], value=numpy_helper.from_array(np.ones(1)))
-    nodes.append(kept)
-    found = _large_constants(SimpleNamespace(node=nodes), "m")  # type: ignore[arg-type]  # a graph of such a list
-    assert found == {f"c{n}": (1, (8, 8)) for n in range(50)}
-    assert [node.output[0] for node in nodes] == [*map(str, range(50)), "d"]
-    assert nodes.deletions == 1
+    nodes.append(helper.make_node("Constant", [], ["d"], value=numpy_helper.from_array(np.ones(1))))
+    x, y = (helper.make_tensor_value_info(name, 1, [8, 8]) for name in ("x", "y49"))
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    found = checked(model, "m")
+    assert {name: spec.shape for name, spec in found.weights.items()} == {f"c{n}": (8, 8) for n in range(50)}
+    kept = [*(f"y{n}" for n in range(50)), "d"]
+    assert [node.outputs[0] for node in found.nodes] == [node.output[0] for node in found.model.graph.node] == kept
