@@ -159,7 +159,7 @@ def undescribed(parser: argparse.ArgumentParser) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["evaluate", "frameworks", "graph", "measure", "predict", "profiles", "size"])
+@pytest.mark.parametrize("name", ["evaluate", "frameworks", "graph", "measure", "predict", "profiles", "size", "train"])
 def test_every_argument_is_described(name: str) -> None:
     parser = argparse.ArgumentParser()
     commands()[name].add_arguments(parser)
