@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from dippm.features import RECURRENT
 from dippm.graph import ModelGraph, Operator, TensorSpec, ValueKind
 
 SHARES = frozenset({"reshape", "squeeze", "unsqueeze", "flatten", "identity", "dropout", "copy"})
@@ -33,6 +32,7 @@ IN_PLACE = frozenset({
 """Kinds whose CUDA kernels may write into their input (`MayInplace`): activations and functions of one argument; sums
 and products may not."""
 FOLDED_INTO = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+RECURRENT = frozenset({"lstm", "gru", "rnn"})
 COPIES = {"roll": 2, "addcmul": 1}
 """Tensors of the output's shape that a kind makes on the way, being several nodes."""
 
