@@ -27,7 +27,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESNET50 = HERE.parent / "examples/models/resnet50.onnx"
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
 COLD_SECONDS, COLD_GB, NETWORK_SECONDS, PARENT_MB = 6.0, 1.2, 0.02, 600
 MAKERS = ("timm", "transformers", "onnxscript")
 
@@ -159,7 +158,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the files are made, and kept")
     args = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    from dippm.frontend.pool import ONE_THREAD, PARENT  # imports neither NumPy nor PyTorch, which read these
+
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     machine = f"one core of {os.cpu_count()}, {processor()}, Python {platform.python_version()}"
     print(f"{machine}, load {os.getloadavg()[0]:.1f}")
     if args.cold_rounds:
@@ -178,8 +179,6 @@ def main() -> None:
                 if way == "in process":
                     stages = {name: min(r.stages[name] for r in found) for name in found[0].stages if name != "total"}
                     print("    by stage, clock:", ", ".join(f"{n} {1e3 * value:.1f}" for n, value in stages.items()))
-    from dippm.frontend.pool import PARENT
-
     assert PARENT._process is not None
     print(f"  memory of the predicting process {resident_mb('self'):6.0f} MB (to reach: {PARENT_MB})")
     print(f"  memory of the parsers' parent    {resident_mb(PARENT._process.pid):6.0f} MB (to reach: {PARENT_MB})")

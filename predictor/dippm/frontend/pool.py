@@ -26,7 +26,7 @@ from dippm.errors import ParseLimitExceeded
 from dippm.processes import close_memory, die_with_parent
 
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
 """A process with threads is not safe to fork; and one file is one thread's work."""
 _STATUS = struct.Struct("i")
 _IDLE_MILLISECONDS = 300
@@ -100,7 +100,7 @@ class WarmParent:
     def _start(self) -> None:
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        environment.update(dict.fromkeys(_ONE_THREAD, "1"), HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+        environment.update(dict.fromkeys(ONE_THREAD, "1"), HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
