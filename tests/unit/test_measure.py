@@ -21,7 +21,7 @@ from dippm.measure import schedule
 from dippm.measure.command import of_stage, stages
 from dippm.measure.counters import Reading
 from dippm.measure.memory import finite
-from dippm.measure.nvml import require_gpu
+from dippm.measure.nvml import open_gpu, require_gpu
 from dippm.measure.operators import Call, Record, argument_text, cut_trace, describe, tensor_row
 from dippm.measure.schedule import Plan, Queue, Schedule, needs_repeat, remaining
 from dippm.measure.worker import operator_table, takes_energy
@@ -237,3 +237,29 @@ def test_without_a_gpu_measuring_is_refused_in_one_sentence(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(UnknownDevice, match="nvidia-ml-py"):
         require_gpu()
+
+
+class TwoGpus(types.ModuleType):
+    """A driver with two GPUs; a handle is what it was asked for by."""
+
+    def nvmlInit(self) -> None:  # noqa: N802  (NVML's own name)
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        return uuid
+
+
+@pytest.mark.parametrize(
+    ("visible", "handle"), [(None, 0), ("", 0), ("1", 1), ("1,0", 1), ("GPU-a9f6fcb6,GPU-c6b42b8e", "GPU-a9f6fcb6")]
+)
+def test_the_driver_is_asked_about_the_gpu_that_cuda_uses(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, handle: int | str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", TwoGpus("pynvml"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert open_gpu().handle == handle

@@ -133,6 +133,9 @@ def test_the_list_is_drawn_from_a_seed_and_spread() -> None:
     assert len({c.super_family for c in cases[:60]}) > 20
     for case in cases:
         OrtOptions.of(case.options)
+    more = declare_onnx(declared(), plans, seed=3, count=120, known={c.id for c in cases})
+    assert len(more) == 120
+    assert not {c.id for c in cases} & {c.id for c in more}
 
 
 def _say(log: Path, what: str) -> None:

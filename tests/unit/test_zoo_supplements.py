@@ -68,3 +68,7 @@ def test_searches_are_of_measured_cases_and_every_other_one_is_near_a_boundary(p
     for case in cases:
         expected = planned(plans[case.network.key], case.batch, case.precision, case.mode)[2]
         assert expected <= supplements.QUICK_MS
+    searched = {c.id for c in cases[:20]}
+    more = supplements.searches_of(known, plans, seed=1, count=60, searched=searched)
+    assert len(more) == 60
+    assert not searched & {c.id for c in more}

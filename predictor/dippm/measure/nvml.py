@@ -43,12 +43,19 @@ class Gpu:
         }
 
 
-def open_gpu(index: int = 0) -> Gpu:
-    """Opens NVML in this process. Raises pynvml.NVMLError where there is no driver."""
+def open_gpu() -> Gpu:
+    """Opens NVML in this process, for the GPU that is CUDA's first. Raises pynvml.NVMLError where there is no driver.
+
+    NVML does not heed `CUDA_VISIBLE_DEVICES`; that names a GPU by number or UUID (CUDA C++ Programming Guide, "CUDA
+    Environment Variables"). Numbers are NVML's own where `CUDA_DEVICE_ORDER` is `PCI_BUS_ID` or all GPUs are alike.
+    """
     import pynvml
 
     pynvml.nvmlInit()
-    return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+    if first.isdecimal():
+        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(first)))
+    return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(first))
 
 
 def require_gpu() -> None:

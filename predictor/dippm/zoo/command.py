@@ -134,12 +134,14 @@ def _beside(
     from dippm.zoo.onnx_cases import declare_onnx
 
     seed = args.seed
+    searched = _measured(args.known, "caps.parquet", "case", label="min_cap_steady_mib")
+    ran = _measured(args.known, "onnxruntime.parquet", "id", label="status")
     return [
         *(supplements.declare_paper() if args.paper else ()),
         *supplements.declare_large(members, plans, seed=seed, count=args.large, known=known),
         *supplements.declare_torchscript(members, plans, seed=seed, count=args.torchscript),
-        *supplements.searches_of(known.values(), plans, seed=seed, count=args.searches),
-        *declare_onnx(members, plans, seed=seed, count=args.onnx, longest_ms=args.onnx_ms),
+        *supplements.searches_of(known.values(), plans, seed=seed, count=args.searches, searched=searched),
+        *declare_onnx(members, plans, seed=seed, count=args.onnx, longest_ms=args.onnx_ms, known=ran),
     ]
 
 
@@ -157,6 +159,15 @@ def _known(root: Path) -> dict[str, ZooCase]:
             timed=False, planned_mib=row["footprint_mib"] or LARGEST_MIB,
         )  # fmt: skip
     return found
+
+
+def _measured(root: Path | None, table: str, name: str, *, label: str) -> frozenset[str]:
+    """Ids, in column `name`, of a table's rows that have this label; none where the table is missing."""
+    from dippm.data.tables import read_rows
+
+    if root is None or not (root / table).exists():
+        return frozenset()
+    return frozenset(row[name] for row in read_rows(root / table) if row[label] is not None)
 
 
 def _extract(args: argparse.Namespace) -> int:

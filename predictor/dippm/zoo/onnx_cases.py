@@ -6,7 +6,7 @@ As for the other list, any prefix holds each super-family, precision and footpri
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from random import Random
 
 from dippm.case import Mode, Precision, Runtime
@@ -35,10 +35,17 @@ OPTIONS: tuple[tuple[float, dict[str, str]], ...] = (
 
 
 def declare_onnx(
-    members: Sequence[Member], plans: dict[str, Plan], *, seed: int, count: int, longest_ms: float = LONGEST_MS
+    members: Sequence[Member],
+    plans: dict[str, Plan],
+    *,
+    seed: int,
+    count: int,
+    longest_ms: float = LONGEST_MS,
+    known: Collection[str] = (),
 ) -> list[ZooCase]:
     """About `count` cases of runtime `onnxruntime` whose pass takes `longest_ms` at most, in fp32 and fp16; no case
-    twice. (Each session tries every algorithm of its convolutions anew: ten sessions cost a hundred passes.)
+    twice, and none whose id is `known`. (Each session tries every algorithm of its convolutions anew: ten sessions cost
+    a hundred passes.)
 
     The same arguments give the same list. Networks of `transformers` go through the dynamo exporter: the other one
     cannot trace their masks.
@@ -54,7 +61,7 @@ def declare_onnx(
             ]
         member = rounds.pop()
         case = _draw(member, plans[member.network.key], random, longest_ms)
-        if case is not None:
+        if case is not None and case.id not in known:
             drawn.setdefault(case.id, case)
         if len(drawn) == count:
             break

@@ -95,13 +95,15 @@ def declare_torchscript(members: Sequence[Member], plans: dict[str, Plan], *, se
     return stratified(drawn.values(), _stratum, seed)
 
 
-def searches_of(known: Iterable[ZooCase], plans: dict[str, Plan], *, seed: int, count: int) -> list[ZooCase]:
+def searches_of(
+    known: Iterable[ZooCase], plans: dict[str, Plan], *, seed: int, count: int, searched: Collection[str] = ()
+) -> list[ZooCase]:
     """Searches for the smallest cap among measured cases, every other one near a profile's boundary (by the footprint
-    that was measured)."""
+    that was measured), but for the cases whose id is `searched`."""
     able = []
     for case in sorted(known, key=lambda c: c.id):
         plan = plans.get(case.network.key)
-        if plan is None or (case.mode, case.runtime) != (Mode.INFERENCE, Runtime.EAGER):
+        if case.id in searched or plan is None or (case.mode, case.runtime) != (Mode.INFERENCE, Runtime.EAGER):
             continue
         milliseconds = planned(plan, case.batch, case.precision, case.mode)[2]
         if milliseconds <= QUICK_MS:
