@@ -166,6 +166,19 @@ def test_the_first_row_with_labels_counts_and_others_are_repeats(tmp_path: Path)
     assert [(r["allocated_mib"], r["run"]) for r in data.rows("repeats")] == [(9.0, "third"), (5.0, "second")]
 
 
+def test_a_timed_row_stands_before_an_earlier_one_of_memory_alone(tmp_path: Path) -> None:
+    cap = {"case": CASE, "purpose": "min_cap", "status": "ok", "run": "first", "min_cap_steady_mib": 4.0}
+    write(pack([*RUNS, row("first"), cap], listed(), stored()), tmp_path / "base")
+    base = DataSet(tmp_path / "base")
+    timed = row("second", allocated_mib=5.0, device_ms=2.0)
+    write(pack([*RUNS, timed, row("second", device_ms=7.0)], listed(), Graphs([], base), base), tmp_path / "more")
+    more = DataSet(tmp_path / "more")
+    (case,) = more.cases()
+    assert (case.run, case.allocated_mib, case.device_ms, case.min_cap_steady_mib) == ("second", 5.0, 2.0, 4.0)
+    repeats = [(r["run"], r["allocated_mib"], r["device_ms"], r["min_cap_steady_mib"]) for r in more.rows("repeats")]
+    assert repeats == [("first", 3.0, None, None), ("second", 3.0, 7.0, None)]
+
+
 def test_rows_are_added_to_a_base(tmp_path: Path) -> None:
     write(pack([*RUNS, row("first")], listed(), stored()), tmp_path / "base")
     base = DataSet(tmp_path / "base")

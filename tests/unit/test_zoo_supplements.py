@@ -42,6 +42,8 @@ def test_large_cases_fill_a_card_in_inference_and_with_gradients(plans: dict[str
     again = supplements.declare_large(declared(), plans, seed=1, count=40, known=[cases[0].id])
     assert cases[0] not in again
     assert supplements.declare_large(declared(), plans, seed=1, count=40) == cases
+    smaller = supplements.declare_large(declared(), plans, seed=1, count=40, least_mib=12_000.0)
+    assert 12_000 <= min(c.planned_mib for c in smaller) < 20_000 < low < max(c.planned_mib for c in smaller) <= high
 
 
 def test_torchscript_is_asked_of_what_can_be_traced(plans: dict[str, Plan]) -> None:

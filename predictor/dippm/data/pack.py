@@ -1,7 +1,7 @@
 """From the harness's rows and the extracted graphs to the published form (`graph_store`, `call_store`, `columns`).
 
-1. Rows are read one after the other; of each case the first one with labels on the set's card counts, later ones are
-   repeats. A data set that exists already may be the base that new rows are added to.
+1. Rows are read one after the other; of each case the first one with labels on the set's card counts (a timed one
+   before one of memory alone), the others are repeats. A data set that exists already may be the base of new rows.
 2. Cases are joined with their graphs, relatives one after the other: what repeats is then found by the compression.
 """
 
@@ -200,12 +200,15 @@ class Choice:
         found = columns.case_row(self.cases[row["case"]], row, run)
         self.card = self.card or found["gpu"]
         kept = self.taken.get(row["case"])
-        rank = ("ok", "oom", "failed").index
-        better = kept is None or rank(row["status"]) < rank(kept.row["status"])
+        better = kept is None or _rank(found) < _rank(kept.row)
         if found["gpu"] != self.card or not better:
             if row["status"] != "failed":
                 self.packed.repeats.append({"case": row["case"], **columns.measured(row, run)})
             return
+        if kept is not None and kept.row["status"] == "ok":
+            earlier = {name: kept.row.get(name) for name in columns.REPEAT_COLUMNS[1:]}
+            self.packed.repeats.append({"case": row["case"], **earlier, **dict.fromkeys(columns.CAP_LABELS)})
+            found.update({name: kept.row.get(name) for name in columns.CAP_LABELS})
         operators = None
         if "operators" in row:
             body = zlib.compress(json.dumps(row["operators"], separators=(",", ":")).encode(), 6)
@@ -234,6 +237,11 @@ class Choice:
         for name, labels in self._caps.items():
             if name in self.taken:
                 self.taken[name].row.update(labels)
+
+
+def _rank(row: Row) -> tuple[int, bool]:
+    """The least counts: labels before none, times before memory alone."""
+    return ("ok", "oom", "failed").index(row["status"]), row["device_ms"] is None
 
 
 def pack(rows: Iterable[Row], cases: Mapping[str, Case], graphs: Graphs, base: DataSet | None = None) -> Packed:

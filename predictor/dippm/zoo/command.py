@@ -62,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     beside = listed.add_argument_group("lists beside that one; with any of these it is left out")
     beside.add_argument("--paper", action="store_true", help="the cases that the DIPPM paper prints, in all modes")
-    beside.add_argument("--large", type=int, default=0, help="cases of 62 to 118 GB")
+    beside.add_argument("--large", type=int, default=0, help="cases of --large-from to 118 GB, evenly on a log scale")
+    beside.add_argument(
+        "--large-from", type=float, default=62.0, metavar="GB", help="least footprint of --large (default: %(default)g)"
+    )
     beside.add_argument("--torchscript", type=int, default=0, help="cases that TorchScript runs")
     beside.add_argument("--searches", type=int, default=0, help="searches for the smallest cap among cases of --known")
     beside.add_argument("--onnx", type=int, default=0, help="cases that ONNX Runtime runs")
@@ -138,7 +141,9 @@ def _beside(
     ran = _measured(args.known, "onnxruntime.parquet", "id", label="status")
     return [
         *(supplements.declare_paper() if args.paper else ()),
-        *supplements.declare_large(members, plans, seed=seed, count=args.large, known=known),
+        *supplements.declare_large(
+            members, plans, seed=seed, count=args.large, least_mib=args.large_from * 1_000, known=known
+        ),
         *supplements.declare_torchscript(members, plans, seed=seed, count=args.torchscript),
         *supplements.searches_of(known.values(), plans, seed=seed, count=args.searches, searched=searched),
         *declare_onnx(members, plans, seed=seed, count=args.onnx, longest_ms=args.onnx_ms, known=ran),

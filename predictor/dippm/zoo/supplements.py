@@ -51,11 +51,18 @@ def declare_paper() -> list[ZooCase]:
 
 
 def declare_large(
-    members: Sequence[Member], plans: dict[str, Plan], *, seed: int, count: int, known: Collection[str] = ()
+    members: Sequence[Member],
+    plans: dict[str, Plan],
+    *,
+    seed: int,
+    count: int,
+    least_mib: float = LARGE_MIB[0],
+    known: Collection[str] = (),
 ) -> list[ZooCase]:
-    """About `count` cases whose footprint is expected to lie in `LARGE_MIB`, evenly on a log scale; a quarter of them
-    with gradients."""
+    """About `count` cases whose footprint is expected to lie between `least_mib` and the most of `LARGE_MIB`, evenly on
+    a log scale; a quarter of them with gradients."""
     random = Random(f"large cases {seed}")
+    limits = least_mib, LARGE_MIB[1]
     drawn: dict[str, ZooCase] = {}
     drawable = usable(members, plans)
     for _ in range(count * 30):
@@ -63,12 +70,12 @@ def declare_large(
             break
         member, precision = random.choice(drawable), random.choice(tuple(Precision))
         mode = Mode.AUTOGRAD if random.random() < 0.25 else Mode.INFERENCE
-        goal = math.exp(random.uniform(*map(math.log, LARGE_MIB)))
+        goal = math.exp(random.uniform(*map(math.log, limits)))
         plan = plans[member.network.key]
         costs = {b: planned(plan, b, precision, mode) for b in (*range(1, 513, 3), *range(520, 1025, 8))}
         batch = min(costs, key=lambda b: abs(costs[b][0] - goal))
         footprint, _, milliseconds = costs[batch]
-        if milliseconds > LARGE_MS or not LARGE_MIB[0] <= footprint <= LARGE_MIB[1]:
+        if milliseconds > LARGE_MS or not limits[0] <= footprint <= limits[1]:
             continue
         case = _case(member, batch, precision, mode, Runtime.EAGER, footprint, milliseconds)
         if case.id not in known:
