@@ -18,7 +18,7 @@ from dippm.evaluate.right_profile import near_boundary, profile_share
 from dippm.network import calibration, lookup
 from dippm.network.clocks import device_ms, host_ms, latency_ms
 from dippm.network.roofline import BANDWIDTH, FLOOR_US, roofline_us
-from dippm.network.strides import contiguous, is_channels_last, is_contiguous, view
+from dippm.network.strides import contiguous, is_channels_last, is_contiguous, iterated, view
 from dippm.network.workload import Workload
 from dippm.network.workspace import CLASSES, RATIO, classify, workspace_bytes
 from dippm.profiles import resolve_device
@@ -253,6 +253,10 @@ def test_right_profile_share_counts_cases_that_land_on_the_same_slice() -> None:
         ("unsqueeze", {"dim": 1}, lambda x: x.unsqueeze(1)),
         ("reshape", {}, lambda x: x.view(2, 2, 4, 6, 3, 2)),
         ("expand", {}, lambda x: x[:1].expand(5, 8, 6, 6)),
+        ("split", {"dim": 0}, lambda x: x.unbind()[0]),
+        ("split", {"dim": -2}, lambda x: x.unbind(-2)[3]),
+        ("split", {"dim": 1}, lambda x: x.chunk(4, 1)[2]),
+        ("unfold", {"dimension": 2, "size": 3, "step": 2}, lambda x: x.unfold(2, 3, 2)),
     ],
 )
 def test_strides_of_views_are_those_of_pytorch(kind, attributes, made) -> None:  # type: ignore[no-untyped-def]
@@ -271,6 +275,46 @@ def test_reshapes_are_views_where_pytorch_says_so(order: tuple[int, ...], shape:
         assert ours == x.view(shape).stride()
     except RuntimeError:
         assert ours is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.empty(2, 8, 6, 5), torch.empty(2, 8, 6, 5)),
+        (torch.empty(2, 6, 5, 8).permute(0, 3, 1, 2), torch.empty(2, 8, 6, 5)),
+        (torch.empty(2, 8, 6, 5), torch.empty(2, 6, 5, 8).permute(0, 3, 1, 2)),
+        (torch.empty(2, 6, 5, 8).permute(0, 3, 1, 2), torch.empty(1, 8, 1, 1)),
+        (torch.empty(8, 1, 1).expand(2, 8, 6, 5), torch.empty(5, 6, 8, 2).permute(3, 2, 1, 0)),
+        (torch.empty(2, 24, 6, 5)[:, 8:16], torch.empty(6, 5)),
+        (torch.empty(2, 6, 5, 24).permute(0, 3, 1, 2)[:, 8:16], torch.empty(1)),
+        (torch.empty(1, 8, 1, 5), torch.empty(1, 1, 5, 8).permute(0, 3, 1, 2)),
+        (torch.empty(5), torch.empty(2, 6, 8, 5).transpose(1, 2)),
+    ],
+)
+def test_element_wise_results_lie_as_pytorch_lays_them(first: torch.Tensor, second: torch.Tensor) -> None:
+    result = first + second
+    operands = [(tuple(t.shape), t.stride()) for t in (first, second)]
+    assert iterated(tuple(result.shape), operands) == result.stride()
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        torch.empty(2, 8, 6, 5),
+        torch.empty(2, 6, 5, 8).permute(0, 3, 1, 2),
+        torch.empty(2, 6, 5, 24).permute(0, 3, 1, 2)[:, 8:16],
+        torch.empty(2, 1, 6, 5),
+        torch.empty(2, 8, 1, 1),
+        torch.empty(1, 6, 5, 1).permute(0, 3, 1, 2),
+        torch.empty(1, 30, 8).transpose(1, 2).view(1, 8, 6, 5),
+        torch.empty(1, 1, 8).transpose(1, 2).view(1, 8, 1, 1),
+        torch.empty(1, 8, 1, 1).expand(2, 8, 6, 5),
+    ],
+)
+def test_channels_last_is_suggested_where_pytorch_takes_it(picture: torch.Tensor) -> None:
+    padded = torch.nn.functional.pad(picture, (1, 1, 1, 1))
+    suggested = padded.stride() != contiguous(tuple(padded.shape))
+    assert is_channels_last(tuple(picture.shape), picture.stride()) == suggested
 
 
 def test_layouts_are_told_apart() -> None:

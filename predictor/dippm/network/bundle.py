@@ -170,10 +170,12 @@ class Bundle:
             row = rows[index]
             if work.is_view:
                 out.append(0)
+            elif features.rules.exact[index]:
+                out.append(features.rules.workspaces[index])
             elif row >= 0:
                 out.append(self.table.workspace_bytes(int(row), work))
             elif work.kind not in measured or work.kind in rules.ALWAYS:
-                out.append(features.rules[index])
+                out.append(features.rules.workspaces[index])
             else:
                 out.append(workspace.workspace_bytes(work, int(classes[index]), float(ratios[index])))
         return tuple(out)

@@ -20,12 +20,12 @@ from dippm.features import node_features, static_features
 from dippm.graph import ModelGraph
 from dippm.network.guess import guessed_workspaces
 from dippm.network.roofline import on_tensor_cores, peak_flops, roofline_us
-from dippm.network.rules import workspace_rules
+from dippm.network.rules import Rules, workspace_rules
 from dippm.network.strides import Strides, is_channels_last, is_contiguous, strides_of
 from dippm.network.workload import Workload, workloads
 from dippm.vocabulary import INDEX
 
-VERSION = 3
+VERSION = 4
 """Raised whenever a column changes its meaning; a bundle of another version is refused."""
 
 NO_OPS = frozenset({"dropout", "identity"})
@@ -87,8 +87,8 @@ class Featurized:
     """[n_operators, len(NODE_COLUMNS)]."""
     kinds: npt.NDArray[np.int64]
     """[n_operators], indices into `dippm.vocabulary.KINDS`."""
-    rules: tuple[int, ...]
-    """Workspace of each operator by the rule of its kind (`dippm.network.rules`), bytes."""
+    rules: Rules
+    """Workspace of each operator by the rule of its kind."""
     edges: npt.NDArray[np.int64]
     """[2, n_edges]: source, destination; data flow past `NO_OPS` and its reverse, sorted by destination."""
     statics: npt.NDArray[np.float32]
@@ -108,13 +108,16 @@ def featurize(graph: ModelGraph, case: Case, work: tuple[Workload, ...] | None =
     work = work if work is not None else workloads(graph)
     paper = np.asarray(node_features(graph), dtype=np.float32).reshape(len(work), PAPER_WIDTH)
     strides = strides_of(graph)
-    nodes = np.concatenate(
-        [paper, _node_rows(work, case), _layout_rows(graph, strides), _rule_rows(guessed_workspaces(graph))], axis=1
-    )
+    rules = workspace_rules(graph, case, work, strides)
+    guesses = [
+        copied if exact else guess
+        for guess, exact, copied in zip(guessed_workspaces(graph), rules.exact, rules.copied, strict=True)
+    ]
+    nodes = np.concatenate([paper, _node_rows(work, case), _layout_rows(graph, strides), _rule_rows(guesses)], axis=1)
     return Featurized(
         work=work,
         nodes=nodes,
-        rules=workspace_rules(graph, case, work, strides),
+        rules=rules,
         kinds=np.array([INDEX.get(_SEEN_AS.get(w.kind, w.kind), 0) for w in work], dtype=np.int64),
         edges=both_ways(past_no_ops(graph)),
         statics=_static_row(graph, case, work),
