@@ -18,9 +18,9 @@ from pathlib import Path
 from dippm.case import Runtime
 from dippm.data import CaseRow, DataSet
 from dippm.network.rules import workspace_rules
-from dippm.network.strides import strides_of
 from dippm.network.workload import workloads
 from dippm.signature import signature
+from dippm.strides import strides_of
 
 
 @dataclass(frozen=True, slots=True)

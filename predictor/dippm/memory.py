@@ -72,8 +72,8 @@ def _with_bounded_workspaces(
     graph: ModelGraph, case: Case, work: Sequence[Workload], estimates: Estimates, target: Hardware, *, floor: int
 ) -> int:
     """The smallest cap with them, bytes; where it is no more than `floor`, some number that is no more either."""
-    from dippm.network.workload import CONVOLUTIONS
     from dippm.replay import replay
+    from dippm.vocabulary import CONVOLUTIONS
 
     workspaces = tuple(
         max(known, w.bytes_in + w.bytes_out + w.bytes_weight) if w.kind in CONVOLUTIONS and not _depthwise(w) else known

@@ -39,6 +39,11 @@ KINDS: tuple[str, ...] = (
 
 INDEX: dict[str, int] = {kind: index for index, kind in enumerate(KINDS)}
 
+CONVOLUTIONS: frozenset[str] = frozenset(
+    {"conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose"}
+)
+"""Kinds of convolution, transposed ones too."""
+
 VIEWS: frozenset[str] = frozenset(
     {
         "reshape",

@@ -18,10 +18,10 @@ from dippm.evaluate.right_profile import near_boundary, profile_share
 from dippm.network import calibration, lookup
 from dippm.network.clocks import device_ms, host_ms, latency_ms
 from dippm.network.roofline import BANDWIDTH, FLOOR_US, roofline_us
-from dippm.network.strides import contiguous, is_channels_last, is_contiguous, iterated, view
 from dippm.network.workload import Workload
 from dippm.network.workspace import CLASSES, RATIO, classify, workspace_bytes
 from dippm.profiles import resolve_device
+from dippm.strides import contiguous, is_channels_last, is_contiguous, iterated, view
 from dippm.train.costs import fit_energy, fit_gap_us, fit_host, least_squares_nonnegative
 from dippm.train.split import folds
 from dippm.vocabulary import INDEX, KINDS

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dippm.network.products import Copies, Operand, linear_copies, matmul_copies
+from dippm.products import Copies, Operand, linear_copies, matmul_copies
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +68,8 @@ DENSE = torch.empty(4, 3, 49, 49, device="meta")
     ],
 )
 def test_reshapes_copy_what_pytorch_clones(first: torch.Tensor, second: torch.Tensor) -> None:
-    assert matmul_copies(operand(first), operand(second)).reshaped == copied_by_pytorch(first, second)
+    found = matmul_copies(operand(first), operand(second))
+    assert found.first + found.second == copied_by_pytorch(first, second)
 
 
 def test_cublas_wants_one_dense_dimension() -> None:
@@ -81,14 +82,14 @@ def test_a_weight_before_a_batch_folds_it_and_turns_the_result_round() -> None:
     weight = Operand((8, 32), (32, 1), needs_gradient=True)
     rows = torch.empty(4, 32, 49, device="meta")
     found = matmul_copies(weight, operand(rows))
-    assert found == Copies(reshaped=rows.numel(), dense=4 * 49 * 8)
+    assert found == Copies(second=rows.numel(), dense=4 * 49 * 8)
 
 
 def test_a_linear_layer_copies_strided_rows_only_where_gradients_are_recorded() -> None:
     weight = Operand((8, 32), (32, 1))
     turned = torch.empty(4, 32, 49, device="meta").transpose(1, 2)
     assert linear_copies(operand(turned), weight, biased=True) == Copies()
-    assert linear_copies(operand(turned), weight, biased=True, recorded=True) == Copies(reshaped=turned.numel())
+    assert linear_copies(operand(turned), weight, biased=True, recorded=True) == Copies(first=turned.numel())
     assert linear_copies(operand(turned.contiguous()), weight, biased=True, recorded=True) == Copies()
 
 

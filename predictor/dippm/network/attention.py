@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from dippm.case import Runtime
 from dippm.graph import ModelGraph, Operator, TensorSpec, ValueKind
-from dippm.network.strides import Strides
+from dippm.strides import Strides
 
 KIND = "scaled_dot_product_attention"
 FLASH_WIDTH = 256

@@ -21,8 +21,8 @@ from dippm.graph import ModelGraph
 from dippm.network.guess import guessed_workspaces
 from dippm.network.roofline import on_tensor_cores, peak_flops, roofline_us
 from dippm.network.rules import Rules, workspace_rules
-from dippm.network.strides import Strides, is_channels_last, is_contiguous, strides_of
 from dippm.network.workload import Workload, workloads
+from dippm.strides import Strides, is_channels_last, is_contiguous, strides_of
 from dippm.vocabulary import INDEX
 
 VERSION = 4

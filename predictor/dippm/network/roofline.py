@@ -7,7 +7,8 @@ device-to-device copy reached. They only fix the origin: the network learns the 
 from __future__ import annotations
 
 from dippm.case import Precision
-from dippm.network.workload import CONVOLUTIONS, TENSOR_CORE_KINDS, Workload
+from dippm.network.workload import TENSOR_CORE_KINDS, Workload
+from dippm.vocabulary import CONVOLUTIONS
 
 BANDWIDTH = 4.3e12
 """Bytes a second."""

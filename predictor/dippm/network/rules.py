@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from dippm.case import Case, Mode
 from dippm.graph import DTYPE_BYTES, ModelGraph, Operator
 from dippm.network.attention import KIND, attention_workspace
-from dippm.network.products import product_copies
 from dippm.network.recurrent import GATES, recurrent_workspace
-from dippm.network.strides import Strides, is_contiguous
 from dippm.network.workload import Workload
+from dippm.products import product_copies
 from dippm.replay.workspace import workspace_bytes
+from dippm.strides import Strides, is_contiguous
 
 ALWAYS = frozenset({KIND, *GATES})
 """Kinds whose rule is taken unless this very operator was measured: which kernel PyTorch picks for attention and which

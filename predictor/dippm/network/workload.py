@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from dippm.features import RECURRENT, recurrent_weights
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, ValueKind
+from dippm.vocabulary import CONVOLUTIONS
 
-CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose"})
 PRODUCTS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
 ATTENTION = "scaled_dot_product_attention"
 TENSOR_CORE_KINDS = CONVOLUTIONS | PRODUCTS | RECURRENT | {ATTENTION}

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dippm.graph import DTYPE_BYTES
-from dippm.network.workload import CONVOLUTIONS, Workload
+from dippm.network.workload import Workload
+from dippm.vocabulary import CONVOLUTIONS
 
 _EXACT: tuple[str, ...] = (
     "none", "in", "out", "weight", "in+out", "in+weight", "out+weight", "in+out+weight", "2(in+out)", "in+2out",

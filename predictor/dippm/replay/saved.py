@@ -8,9 +8,11 @@ the output is released.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dippm.graph import FLOAT_DTYPES, ModelGraph, Operator, ValueKind
+from dippm.graph import DTYPE_BYTES, FLOAT_DTYPES, ModelGraph, Operator, ValueKind
+from dippm.products import product_copies
+from dippm.strides import strides_of
 
 _NOTHING = frozenset(
     {"add", "subtract", "mean", "sum", "reshape", "transpose", "permute", "expand", "slice", "select", "split",
@@ -43,14 +45,44 @@ def saved_for_backward(graph: ModelGraph) -> tuple[int, ...]:
     A kind without a rule saves its inputs, which is what most formulas do.
     """
     needs = _require_gradients(graph)
-    saved = (value for operator in graph.operators for value in _saved(graph, operator, needs))
+    copied = _copied_factors(graph, needs)
+    saved = (
+        value
+        for operator, copies in zip(graph.operators, copied, strict=True)
+        for value in _saved(graph, operator, needs)
+        if value not in copies
+    )
     return tuple(dict.fromkeys(saved))
 
 
 def kept_extras(graph: ModelGraph) -> tuple[int, ...]:
     """Bytes that each operator makes for its backward pass alone: indices, statistics, log-sum-exps, copies."""
     needs = _require_gradients(graph)
-    return tuple(_extra(graph, o) if any(needs[i] for i in o.outputs) else 0 for o in graph.operators)
+    return tuple(
+        _extra(graph, operator) + sum(copies.values()) if any(needs[i] for i in operator.outputs) else 0
+        for operator, copies in zip(graph.operators, _copied_factors(graph, needs), strict=True)
+    )
+
+
+def _copied_factors(graph: ModelGraph, needs: Sequence[bool]) -> list[dict[int, int]]:
+    """Per operator the factors of which it saves a contiguous copy instead, and the copy's bytes.
+
+    A product multiplies the copies that `dippm.products` tells of, so it is they that its formula reads.
+    """
+    strides = strides_of(graph)
+    found: list[dict[int, int]] = []
+    for operator in graph.operators:
+        copies = product_copies(graph, operator, strides, recorded=True)
+        found.append({})
+        if copies is not None and copies.first + copies.second:
+            first, second = operator.inputs[:2]
+            width = DTYPE_BYTES[graph.values[operator.outputs[0]].spec.dtype]
+            found[-1] = {
+                factor: elements * width
+                for factor, other, elements in ((first, second, copies.first), (second, first, copies.second))
+                if elements and needs[other]
+            }
+    return found
 
 
 def _require_gradients(graph: ModelGraph) -> list[bool]:

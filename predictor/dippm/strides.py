@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dippm.graph import Attribute, ModelGraph, Operator
-from dippm.network.workload import CONVOLUTIONS
+from dippm.vocabulary import CONVOLUTIONS
 
 Strides = tuple[int, ...]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from dippm.graph import FLOAT_DTYPES, ModelGraph, Operator, ValueKind
-from dippm.network.strides import Strides, contiguous, expanded, is_contiguous, reshaped
+from dippm.strides import Strides, contiguous, expanded, is_contiguous, reshaped
 
 MATMUL, BATCHED, LINEAR = "aten.matmul.", "aten.bmm.", "aten.linear."
 
@@ -39,15 +39,17 @@ class Operand:
 class Copies:
     """Elements that a product allocates beside its result."""
 
-    reshaped: int = 0
-    """Operands made contiguous by `reshape`: with gradients recorded these are what the backward pass keeps."""
+    first: int = 0
+    """The first operand made contiguous by `reshape`: with gradients recorded the backward pass keeps the copy."""
+    second: int = 0
+    """The same of the second operand."""
     dense: int = 0
     """Operands copied once more on cuBLAS's behalf, and a result that is turned round."""
 
     @property
     def total(self) -> int:
         """Elements of all copies: they are alive together."""
-        return self.reshaped + self.dense
+        return self.first + self.second + self.dense
 
 
 def product_copies(
@@ -102,7 +104,7 @@ def matmul_copies(first: Operand, second: Operand) -> Copies:
     batch = _broadcast(first.shape[:-2], second.shape[:-2])
     left, copied = _flattened(first if ranks[0] > 1 else _row(first), batch)
     right, copied_too = _flattened(second if ranks[1] > 1 else _column(second), batch)
-    return Copies(copied + copied_too, _batched(left, right))
+    return Copies(copied, copied_too, _batched(left, right))
 
 
 def _folds(first: Operand, second: Operand) -> bool:
@@ -126,10 +128,11 @@ def _folded(first: Operand, second: Operand) -> Copies:
     folded = (math.prod(larger.shape[:-1]), larger.shape[-1])
     seen = reshaped(larger.shape, larger.strides, folded)
     copied = 0 if seen else math.prod(folded)
-    if len(smaller.shape) == 1:
-        return Copies(copied)
-    dense = _matrices(Operand(folded, seen or contiguous(folded)), smaller)
-    return Copies(copied, dense + (folded[0] * smaller.shape[1] if turned else 0))
+    dense = 0
+    if len(smaller.shape) == 2:
+        dense = _matrices(Operand(folded, seen or contiguous(folded)), smaller)
+        dense += folded[0] * smaller.shape[1] if turned else 0
+    return Copies(second=copied, dense=dense) if turned else Copies(first=copied, dense=dense)
 
 
 def _row(vector: Operand) -> Operand:
