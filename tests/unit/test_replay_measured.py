@@ -29,7 +29,12 @@ def cases() -> dict[str, MeasuredCase]:
         pytest.param("be859d7588e0-b3-fp16-inference-eager-default", id="dpn92"),
         pytest.param("fba3dd451534-b6-bf16-inference-eager-default", id="token encoder: layers in a loop"),
         pytest.param("b6e59cabde46-b1-fp16-inference-eager-default", id="gpt2: outputs are tuples"),
-        pytest.param("42c523dbb358-b310-tf32-autograd-eager-default", id="swin: the copies of split-off heads are saved"),
+        pytest.param(
+            "42c523dbb358-b310-tf32-autograd-eager-default", id="swin: the copies of split-off heads are saved"
+        ),
+        pytest.param(
+            "939e47e250a3-b12-bf16-inference-eager-default", id="fpn: a list that a comprehension goes through"
+        ),
         pytest.param("0f7062585eab-b64-bf16-autograd-eager-default", id="xcit: copies of turned heads"),
     ],
 )

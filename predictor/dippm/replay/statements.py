@@ -195,7 +195,9 @@ def _by_pattern(code: str) -> Statement:
             value = match["value"]
     reads = frozenset(_NAME.findall(value)) - _NO_TENSORS - _KEYWORDS
     methods = frozenset(_METHOD.findall(code))
-    return Statement(targets, reads, methods=methods, callees=1, operations=len(_CALL.findall(code)))
+    # Of a call that stands on another line nothing is seen; a list that is only opened makes none itself.
+    callees = int(bool(reads or methods) or not code.endswith("["))
+    return Statement(targets, reads, methods=methods, callees=callees, operations=len(_CALL.findall(code)))
 
 
 _SEQUENTIAL = Frame("nn.Sequential", parse("input = module(input)"))
