@@ -131,6 +131,7 @@ def labels_of(graph: ModelGraph, case: Case) -> OperatorLabels:
     view = np.array([w.is_view for w in features.work])
     slow = np.array([3.0 if w.kind == "conv2d" else 1.5 for w in features.work])
     workspace = np.array([w.bytes_in + w.bytes_out if w.kind == "conv2d" else 0 for w in features.work])
+    workspace = np.where(features.rules.exact, features.rules.workspaces, workspace)
     return OperatorLabels(
         workspace_bytes=workspace.astype(np.int64),
         kernel_us=np.where(view, 0.0, slow * np.exp(features.log_roofline)),
