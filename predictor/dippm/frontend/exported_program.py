@@ -77,11 +77,15 @@ def graph_of_program(
 
     `file_batch` is the fixed batch that it was exported with, where that is another one than `batch`.
 
-    The program is used up: shape arithmetic in its graph is folded in place.
+    The program is used up: shape arithmetic in its graph is folded in place, and its nodes are emptied.
 
     Raises InputShapeError or UnsupportedOperator.
     """
-    return _Builder(program, batch, dict(user_inputs or {}), file_batch, format).build()
+    graph = _Builder(program, batch, dict(user_inputs or {}), file_batch, format).build()
+    for node in program.graph.nodes:  # a ring, which is there until Python collects: what hangs on it need not be
+        node.meta.clear()
+        node.users.clear()
+    return graph
 
 
 class _Builder:

@@ -127,7 +127,7 @@ class _Folder:
         if (
             known
             and kind in _SMALL
-            and sum([o.array.size for o in operands if o is not None]) <= _SMALL_ELEMENTS
+            and sum([o.size for o in operands if o is not None]) <= _SMALL_ELEMENTS
             and self._computed(node, operands)
         ):
             return

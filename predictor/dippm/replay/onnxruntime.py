@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dippm.graph import ModelGraph, ValueKind
 from dippm.replay.allocator import CapReached
@@ -39,7 +40,7 @@ class Buffer:
     output: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BufferPlan:
     """A graph's buffers in the order in which they are first written, and each operator's scratch."""
 
@@ -49,6 +50,17 @@ class BufferPlan:
     weights: tuple[int, ...]
     """Bytes of each weight: chunks of the arena like any other, taken one by one when the session is made."""
     inputs: int
+
+    @cached_property
+    def steps(self) -> tuple[tuple[tuple[int, ...], int, tuple[int, ...]], ...]:
+        """Per operator: the buffers that it first writes, its scratch, and the buffers that nobody reads after it."""
+        born: list[list[int]] = [[] for _ in self.scratch]
+        dying: list[list[int]] = [[] for _ in self.scratch]
+        for name, buffer in enumerate(self.buffers):
+            born[buffer.born].append(name)
+            if not buffer.output:
+                dying[buffer.dies].append(name)
+        return tuple(zip(map(tuple, born), self.scratch, map(tuple, dying), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +252,6 @@ class Session:
         self.pattern = MemoryPattern() if pattern else None
         self._outputs: dict[int, Chunk] = {}
         self._passes = 0
-        self._born: dict[int, list[int]] = {}
-        self._dying: dict[int, list[int]] = {}
-        for name, buffer in enumerate(plan.buffers):
-            self._born.setdefault(buffer.born, []).append(name)
-            if not buffer.output:
-                self._dying.setdefault(buffer.dies, []).append(name)
         for size in plan.weights:
             if size:
                 arena.alloc(size)
@@ -265,22 +271,23 @@ class Session:
 
     def _walk(self, *, alone: bool) -> None:
         tracing = self.pattern if not self._passes else None
+        arena, buffers = self.arena, self.plan.buffers
         live: dict[int, Chunk] = {}
-        for index, scratch in enumerate(self.plan.scratch):
-            for name in self._born.get(index, ()):
-                buffer = self.plan.buffers[name]
+        for born, scratch, dying in self.plan.steps:
+            for name in born:
+                buffer = buffers[name]
                 if buffer.output:
                     if name not in self._outputs:
-                        self._outputs[name] = self.arena.alloc(buffer.size)
+                        self._outputs[name] = arena.alloc(buffer.size)
                     continue
                 if alone and buffer.size:
-                    live[name] = self.arena.alloc(buffer.size)
+                    live[name] = arena.alloc(buffer.size)
                 if tracing is not None:
                     tracing.allocate(name, buffer.size)
             if scratch > 0:
-                self.arena.release(self.arena.alloc(scratch))
-            for name in self._dying.get(index, ()):
+                arena.release(arena.alloc(scratch))
+            for name in dying:
                 if name in live:
-                    self.arena.release(live.pop(name))
+                    arena.release(live.pop(name))
                 if tracing is not None:
                     tracing.free(name)
