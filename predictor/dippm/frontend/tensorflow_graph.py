@@ -169,11 +169,28 @@ class _Constants(convert_to_constants._ConverterData):  # type: ignore[misc]  # 
 
 
 def _without_variables_in_loops(definition: Any) -> Any:
-    """Variables that loops and branches take become constants, inside their functions too."""
-    handles = {n.name for n in definition.node if n.op == "VarHandleOp"}
-    taken = {_node(i) for n in definition.node if n.op in _CALLS for i in n.input if _node(i) in handles}
+    """Variables that loops and branches take become constants, inside their functions too.
+
+    A function that was put in place leaves an `Identity` of each of its arguments: what a loop takes is behind it.
+    """
+    nodes = {n.name: n for n in definition.node}
+    direct = tf.compat.v1.GraphDef()
+    direct.CopyFrom(definition)
+    taken = set()
+    for node in direct.node:
+        if node.op not in _CALLS:
+            continue
+        node.attr.pop("_output_shapes", None)  # a resource's shape is not that of what it holds
+        for place, tensor in enumerate(node.input):
+            source = nodes[_node(tensor)]
+            while source.op == "Identity" and source.attr["T"].type == tf.resource.as_datatype_enum:
+                source = nodes[_node(source.input[0])]
+            if source.op == "VarHandleOp" and not tensor.startswith("^"):
+                node.input[place] = source.name
+                taken.add(source.name)
     if not taken:
         return definition
+    definition = direct
     return convert_to_constants._replace_variables_by_constants(_Constants(definition, frozenset(taken)))[0]
 
 
