@@ -22,7 +22,7 @@ from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
 from dippm.frontend.attributes import attributes_of
 from dippm.frontend.foreign import ForeignCall
 from dippm.frontend.meta_run import run_on_meta
-from dippm.frontend.relax import names_in_relax
+from dippm.frontend.relax.exported import names_in_relax
 from dippm.frontend.scopes import scope_of, source_of
 from dippm.graph import DTYPE_BYTES, ModelGraph, Operator, TensorSpec, Value, ValueKind
 
