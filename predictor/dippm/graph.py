@@ -110,6 +110,8 @@ class ModelGraph:
     """What the door did that whoever reads the figures should know, each a sentence."""
     restored: int = 0
     """Batch norms that the file's exporter had folded into convolutions, and that the door put back."""
+    open_batch: bool = False
+    """Whether the file leaves its batch open: a runtime that plans by the file knows no shape that is computed."""
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -176,6 +178,8 @@ class ModelGraph:
             body["notes"] = list(self.notes)
         if self.restored:
             body["restored"] = self.restored
+        if self.open_batch:
+            body["open_batch"] = True
         return body
 
     @classmethod
@@ -191,6 +195,7 @@ class ModelGraph:
             stored_dtype=body.get("stored_dtype", ""),
             notes=tuple(body.get("notes", ())),
             restored=body.get("restored", 0),
+            open_batch=body.get("open_batch", False),
         )
 
 

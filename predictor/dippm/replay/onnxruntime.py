@@ -6,7 +6,8 @@ What differs from PyTorch (`allocation_planner.cc`, `execution_frame.cc`, 1.31):
 2. An elementwise node writes into its input if nobody else reads that any more; an output of the graph always has a
    buffer of its own.
 3. Buffers are planned before anything runs: a tensor takes over a buffer of the same size whose tensor is dead, and a
-   buffer that will be taken over is held in between.
+   buffer that will be taken over is held in between. Where the file leaves its batch open, nothing is known of a shape
+   that is computed (a reshape's) nor of what is made of such a tensor: these take nothing over.
 4. The first pass allocates each buffer as it comes, and lays all of them out in one block; the second pass allocates
    that block at once, beside what the first one left in the arena, and so do all later ones.
 5. Weights are chunks of the arena, taken one by one before the first pass; outputs stay with whoever bound them.
@@ -144,12 +145,16 @@ class _Planner:
         """What each buffer was made for: only a tensor of the same shape takes it over, not one of the same size."""
         self._dead: list[int] = []
         """Buffers that nobody reads any more, the latest first."""
+        self._unknown: set[int] = set()
+        """Tensors of whose shape the file says nothing."""
         for index, node in enumerate(nodes):
             self._step(index, node)
         for output in self._outputs & self._at.keys():
             self.buffers[self._at[output]].output = True
 
     def _step(self, index: int, node: Node) -> None:
+        if node.computed_shape or not self._unknown.isdisjoint(node.reads):
+            self._unknown.update(tensor for tensor, _ in node.makes)
         for position, (tensor, found) in enumerate(node.makes):
             self._layout[tensor] = found
             if node.renames and tensor not in self._outputs:
@@ -182,7 +187,7 @@ class _Planner:
 
     def _taken_over(self, tensor: int, node: Node, *, first: bool) -> int | None:
         """The buffer of an input that the node may write into, or of a dead tensor of the same layout."""
-        if tensor in self._outputs:
+        if tensor in self._outputs or tensor in self._unknown:
             return None
         found = self._layout[tensor]
         if node.in_place and first and node.reads:
