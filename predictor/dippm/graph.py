@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -110,6 +110,8 @@ class ModelGraph:
     """What the door did that whoever reads the figures should know, each a sentence."""
     restored: int = 0
     """Batch norms that the file's exporter had folded into convolutions, and that the door put back."""
+    open_batch: bool = False
+    """Whether the file leaves its batch open: a runtime that plans by the file knows no shape that is computed."""
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -129,16 +131,20 @@ class ModelGraph:
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:` over the canonical JSON form without scopes and sources: the same graph, the same digest."""
-        body = {
-            "batch": self.batch,
-            "inputs": self.inputs,
-            "outputs": self.outputs,
-            "values": [_value_to_dict(v, named=False) for v in self.values],
-            "operators": [_operator_to_dict(o, placed=False) for o in self.operators],
-        }
-        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        """`sha256:` over the canonical JSON form without scopes and sources: the same graph, the same digest.
+
+        Keys are sorted and nothing is spaced. The text is put together here: most operators and values differ in
+        nothing but the ids.
+        """
+        known: dict[Hashable, tuple[str, ...]] = {}
+        body = (
+            f'"batch":{self.batch}',
+            f'"inputs":{_ids(self.inputs)}',
+            f'"operators":[{",".join([_operator_text(o, known) for o in self.operators])}]',
+            f'"outputs":{_ids(self.outputs)}',
+            f'"values":[{",".join([_value_text(v, known) for v in self.values])}]',
+        )
+        return "sha256:" + hashlib.sha256(f"{{{','.join(body)}}}".encode()).hexdigest()
 
     def storage(self, value: int) -> int:
         """Id of the value that owns the storage of `value`."""
@@ -172,6 +178,8 @@ class ModelGraph:
             body["notes"] = list(self.notes)
         if self.restored:
             body["restored"] = self.restored
+        if self.open_batch:
+            body["open_batch"] = True
         return body
 
     @classmethod
@@ -187,16 +195,48 @@ class ModelGraph:
             stored_dtype=body.get("stored_dtype", ""),
             notes=tuple(body.get("notes", ())),
             restored=body.get("restored", 0),
+            open_batch=body.get("open_batch", False),
         )
 
 
-def _value_to_dict(value: Value, *, named: bool = True) -> dict[str, Any]:
+def _ids(ids: Sequence[int]) -> str:
+    return f"[{','.join(map(str, ids))}]"
+
+
+def _value_text(value: Value, known: dict[Hashable, tuple[str, ...]]) -> str:
+    """Canonical JSON of a value without its name."""
+    key = (value.spec, value.kind)
+    if key not in known:
+        spec = value.spec
+        known[key] = f'"dtype":"{spec.dtype}","kind":"{value.kind.value}",', f'"shape":{_ids(spec.shape)}'
+    kind, shape = known[key]
+    alias = "" if value.alias_of is None else f'"alias_of":{value.alias_of},'
+    producer = "" if value.producer is None else f'"producer":{value.producer},'
+    return f"{{{alias}{kind}{producer}{shape}}}"
+
+
+def _operator_text(operator: Operator, known: dict[Hashable, tuple[str, ...]]) -> str:
+    """Canonical JSON of an operator without its place."""
+    key = (operator.kind, operator.target, operator.relax, repr(operator.attributes))  # 1, 1.0 and True are equal
+    if key not in known:
+        attributes = f'"attributes":{_plain(operator.attributes)},' if operator.attributes else ""
+        relax = f'"relax":{_plain(operator.relax)},' if operator.relax else ""
+        known[key] = attributes, f'"kind":{_plain(operator.kind)}', f'{relax}"target":{_plain(operator.target)}'
+    attributes, kind, rest = known[key]
+    return f'{{{attributes}"inputs":{_ids(operator.inputs)},{kind},"outputs":{_ids(operator.outputs)},{rest}}}'
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _value_to_dict(value: Value) -> dict[str, Any]:
     body: dict[str, Any] = {"shape": list(value.spec.shape), "dtype": value.spec.dtype, "kind": value.kind.value}
     if value.producer is not None:
         body["producer"] = value.producer
     if value.alias_of is not None:
         body["alias_of"] = value.alias_of
-    if named and value.name:
+    if value.name:
         body["name"] = value.name
     return body
 
@@ -211,7 +251,7 @@ def _value_from_dict(body: Mapping[str, Any]) -> Value:
     )
 
 
-def _operator_to_dict(operator: Operator, *, placed: bool = True) -> dict[str, Any]:
+def _operator_to_dict(operator: Operator) -> dict[str, Any]:
     body: dict[str, Any] = {
         "kind": operator.kind,
         "target": operator.target,
@@ -222,9 +262,9 @@ def _operator_to_dict(operator: Operator, *, placed: bool = True) -> dict[str, A
         body["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(operator.attributes.items())}
     if operator.relax:
         body["relax"] = list(operator.relax)
-    if placed and operator.scope:
+    if operator.scope:
         body["scope"] = list(operator.scope)
-    if placed and operator.source:
+    if operator.source:
         body["source"] = operator.source
     return body
 

@@ -8,6 +8,7 @@ operators and pooling keep the order of dimensions that they are given, everythi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from dippm.graph import Attribute, ModelGraph, Operator
 from dippm.vocabulary import CONVOLUTIONS
@@ -40,7 +41,8 @@ def strides_of(graph: ModelGraph) -> list[Strides]:
     return found
 
 
-def contiguous(shape: Sequence[int]) -> Strides:
+@lru_cache(maxsize=4096)
+def contiguous(shape: tuple[int, ...]) -> Strides:
     """Strides of a dense tensor in the order of its dimensions."""
     out, step = [], 1
     for size in reversed(shape):
@@ -49,9 +51,10 @@ def contiguous(shape: Sequence[int]) -> Strides:
     return tuple(reversed(out))
 
 
-def is_contiguous(shape: Sequence[int], strides: Strides) -> bool:
+def is_contiguous(shape: tuple[int, ...], strides: Strides) -> bool:
     """As PyTorch tells it: dimensions of size 1 do not count."""
-    return all(s == d or n == 1 for n, s, d in zip(shape, strides, contiguous(shape), strict=True))
+    dense = contiguous(shape)
+    return strides == dense or all(s == d or n == 1 for n, s, d in zip(shape, strides, dense, strict=True))
 
 
 def is_channels_last(shape: Sequence[int], strides: Strides) -> bool:

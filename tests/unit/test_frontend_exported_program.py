@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import fx, nn
@@ -162,6 +166,25 @@ def test_the_graph_survives_json_and_its_digest_ignores_scopes() -> None:
     graph = graph_of(Residual(), (2, 3, 16, 16))
     assert ModelGraph.from_dict(graph.to_dict()) == graph
     assert graph.digest == graph_of(nn.Sequential(Residual()), (2, 3, 16, 16)).digest
+
+
+def test_the_digest_is_over_the_canonical_json() -> None:
+    graph = graph_of(Residual(), (2, 3, 16, 16))
+    first = replace(
+        graph.operators[0], attributes={"stride": (1, 2), "p": 1, "q": 1.0, "align": True, "mode": "\u00e9"}
+    )
+    second = replace(graph.operators[1], attributes={"p": True, "q": 1}, relax=())
+    odd = replace(graph, operators=(first, second, *graph.operators[2:]))
+    for one in (graph, odd):
+        body = one.to_dict()
+        del body["format"]
+        for value in body["values"]:
+            value.pop("name", None)
+        for operator in body["operators"]:
+            operator.pop("scope", None)
+            operator.pop("source", None)
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        assert one.digest == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def test_signatures_depend_on_the_work_and_not_on_names() -> None:

@@ -232,6 +232,24 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
         load(tmp_path, model_of([tile], {"x": (1, ["b", 3])}, ["y"], {"n": np.array([2**30, 2**30], np.int64)}))
 
 
+def test_a_graph_tells_whether_its_file_leaves_the_batch_open(tmp_path: Path) -> None:
+    relu = [helper.make_node("Relu", ["x"], ["y"])]
+    opened, fixed = (load(tmp_path, model_of(relu, {"x": (1, [b, 3])}, ["y"])) for b in ("b", 4))
+    assert (opened.open_batch, fixed.open_batch) == (True, False)
+    assert ModelGraph.from_dict(opened.to_dict()) == opened
+
+
+def test_a_loop_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("go", "on")]
+    state = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3]) for n in ("s", "t")]
+    count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    calls = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Tanh", ["s"], ["t"])]
+    body = helper.make_graph(calls, "body", [count, ends[0], state[0]], [ends[1], state[1]])
+    node = helper.make_node("Loop", ["n", "", "x"], ["y"], name="rnn", body=body)
+    with pytest.raises(UnsupportedOperator, match=r"onnx.Loop 'rnn' is not supported: .*LSTM, GRU or RNN, or unrolled"):
+        load(tmp_path, model_of([node], {"x": (1, ["b", 3])}, ["y"], {"n": np.array(64, np.int64)}))
+
+
 def test_an_if_on_a_constant_takes_its_branch(tmp_path: Path) -> None:
     def branch(op: str) -> onnx.GraphProto:
         info = helper.make_tensor_value_info(f"{op}_out", TensorProto.FLOAT, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -322,6 +323,21 @@ def test_every_format_gives_the_same_network(name: str) -> None:
     assert not kinds(graph)["permute"]
     assert kinds(graph)["batch_norm"] == 1
     assert [graph.values[o].spec.shape for o in graph.outputs] == [(8, 8)]
+
+
+@tensorflow
+@pytest.mark.timeout(600)
+def test_lstm_layers_are_one_operator_each_whatever_they_are_saved_as(tmp_path: Path) -> None:
+    """A SavedModel's loops take their weights through the functions around them."""
+    script = Path(__file__).parents[2] / "bench" / "models" / "tensorflow_models.py"
+    python = os.environ.get(TENSORFLOW.setting, sys.executable)
+    for saved in ("keras", "savedmodel"):
+        subprocess.run([python, str(script), "make", f"lstm/{saved}", str(tmp_path)], check=True, capture_output=True)
+    one, other = (load_graph(open_artifact(tmp_path / name), batch=8) for name in ("lstm.keras", "lstm_savedmodel"))
+    assert kinds(one)["lstm"] == kinds(other)["lstm"] == 2
+    assert kinds(one) == kinds(other)
+    # Two layers of 64 steps and 4 gates, each gate the product with the input and with the state; the classifier.
+    assert static_features(one).macs == static_features(other).macs == 8 * (2 * 64 * 4 * 2 * 128 * 128 + 128 * 2)
 
 
 @tensorflow

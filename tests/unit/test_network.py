@@ -20,9 +20,10 @@ from dippm.evaluate.heldback import FIGURES, read_rows
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm.network import bundle as bundle_module
 from dippm.network import lookup
+from dippm.network.alike import by_rows, neighbours_of, refined
 from dippm.network.bundle import Bundle, NoWeightsError, load_bundle, read_bundle, write_bundle
 from dippm.network.costs import ENERGY_COLUMNS, EnergyCost, HostCost
-from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS, featurize
+from dippm.network.featurizer import NODE_COLUMNS, STATIC_COLUMNS, both_ways, featurize
 from dippm.network.forward import DENSE_NODES, forward, neighbours
 from dippm.network.model import PMGNS, Hyperparameters
 from dippm.network.schema import BundleMismatchError
@@ -289,13 +290,40 @@ def test_numpy_and_pytorch_geometric_give_the_same_numbers(graph: ModelGraph, ed
     np.testing.assert_allclose(ours[1], graphs.numpy()[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("count", [3, DENSE_NODES + 1])
+@pytest.mark.parametrize("count", [3, 50])
 def test_neighbour_mean_of_a_node_without_neighbours_is_zero(count: int) -> None:
     x = np.zeros((count, 1), dtype=np.float32)
     x[:3] = [[1.0], [2.0], [4.0]]
     edges = np.array([[1, 2, 0], [0, 0, 1]])
     assert neighbours(count, edges)(x)[:3].tolist() == [[3.0], [1.0], [0.0]]
     assert not neighbours(count, edges[:, :0])(x).any()
+
+
+@pytest.mark.parametrize("odd", [None, 0, 300])
+def test_of_operators_that_are_alike_one_is_computed(odd: int | None) -> None:
+    """A long chain of equal operators, in which one may differ: PyTorch Geometric computes all of them."""
+    torch.manual_seed(2)
+    count = DENSE_NODES + 100
+    model = PMGNS(TINY).eval()
+    nodes = np.full((count, len(NODE_COLUMNS)), 0.5, dtype=np.float32)
+    if odd is not None:
+        nodes[odd] = 2.0
+    kinds = np.full(count, KINDS.index("relu"))
+    edges = both_ways(tuple((i, i + 1) for i in range(count - 2)))  # the last has no neighbour
+    statics = np.zeros(len(STATIC_COLUMNS), dtype=np.float32)
+    with torch.no_grad():
+        arrays = map(torch.from_numpy, (nodes, kinds, edges, statics[None], np.zeros(count, dtype=np.int64)))
+        operators, graphs = model(*arrays)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    ours = forward(weights, nodes, kinds, edges, statics, blocks=3)
+    np.testing.assert_allclose(ours[0], operators.numpy(), atol=2e-5)
+    np.testing.assert_allclose(ours[1], graphs.numpy()[0], atol=2e-5)
+    alike = by_rows(nodes)
+    for _ in range(3):
+        alike = refined(alike, neighbours_of(count, edges))
+    # Both ends three deep, the lone one, the middle; around the odd one three on each side that are there.
+    assert len(alike.first) == {None: 8, 0: 9, 300: 15}[odd]
+    assert np.array_equal(alike.of[alike.first], np.arange(len(alike.first)))
 
 
 def test_the_network_overfits_a_tiny_set(corpus: Corpus, trained: tuple[PMGNS, Scales]) -> None:

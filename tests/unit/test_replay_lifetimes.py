@@ -64,6 +64,31 @@ def test_without_lines_another_concatenation_is_let_go() -> None:
     assert death(skips, Runtime.EAGER, 6) == 6
 
 
+def test_without_lines_an_embedding_is_named_by_its_caller() -> None:
+    model = graph(
+        ("embedding", (0,), "encoder/encoder.tokens", ""),
+        ("embedding", (0,), "encoder/encoder.positions", ""),
+        ("add", (1, 2), "encoder", ""),
+        ("linear", (3,), "encoder/encoder.fc", ""),
+        ("linear", (4,), "head", ""),
+    )
+    assert [death(model, Runtime.GRAPH, v) for v in (1, 2)] == [2, 2]
+    assert [death(model, Runtime.EAGER, v) for v in (1, 2)] == [3, 3], "until the encoder returns"
+    assert death(model, Runtime.EAGER, 3) == 3
+    lined = replace(model, operators=tuple(replace(o, source="m.py:1: x = self.f(x)") for o in model.operators))
+    assert death(lined, Runtime.EAGER, 1) == 2, "where lines are told, they are what counts"
+
+
+def test_without_lines_the_tables_of_a_recommender_are_in_a_list() -> None:
+    model = graph(
+        ("embedding", (0,), "tables.0", ""),
+        ("embedding", (0,), "tables.1", ""),
+        ("stack", (1, 2), "", ""),
+        ("linear", (3,), "top", ""),
+    )
+    assert [death(model, Runtime.EAGER, v) for v in (1, 2)] == [2, 2]
+
+
 RESIDUAL = graph(
     ("conv2d", (0,), "conv1", "1: x = self.conv1(x)"),
     ("relu", (1,), "act", "2: x = self.act(x)"),

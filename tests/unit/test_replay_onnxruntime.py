@@ -148,6 +148,23 @@ def test_a_buffer_that_is_taken_over_is_held_in_between() -> None:
     ]
 
 
+def test_where_the_batch_is_open_nothing_behind_a_reshape_is_taken_over() -> None:
+    """Its shape is computed of the batch: to the plan it is no shape at all."""
+    calls = [
+        ("permute", (0,), 6),
+        ("permute", (1,), 2),
+        ("reshape", (2,), 2),
+        ("permute", (3,), 6),
+        ("permute", (4,), 1),
+    ]
+    fixed = graph(calls)
+    assert [b.size / MIB for b in buffer_plan(fixed, (0,) * 5).buffers] == [6, 2, 1]
+    opened = replace(fixed, open_batch=True)
+    assert [b.size / MIB for b in buffer_plan(opened, (0,) * 5).buffers] == [6, 2, 6, 1]
+    before = replace(graph([("permute", (0,), 6), ("permute", (1,), 2), ("permute", (2,), 6)]), open_batch=True)
+    assert len(buffer_plan(before, (0,) * 3).buffers) == 3, "the graph's output has a buffer of its own"
+
+
 def test_a_batch_norm_behind_a_convolution_is_folded_with_its_weights() -> None:
     def spec(*shape: int) -> TensorSpec:
         return TensorSpec(shape, "float32")

@@ -1,7 +1,7 @@
 """ATen's names for operators, in the canonical vocabulary.
 
 Names are operator names without overload and without the underscore of an in-place form. Operators in this table are
-supported even where TVM's importer has no converter for them (`frontend/relax.py` then expresses the call as a packed
+supported even where TVM's importer has no converter for them (`frontend/relax` then expresses the call as a packed
 function of the same name); operators that are neither here nor in TVM's importer are refused by name.
 """
 

@@ -22,7 +22,7 @@ from dippm.frontend.aten import KIND_BY_NAME, NOT_RUN, base_name
 from dippm.frontend.attributes import attributes_of
 from dippm.frontend.foreign import ForeignCall
 from dippm.frontend.meta_run import run_on_meta
-from dippm.frontend.relax import names_in_relax
+from dippm.frontend.relax.exported import names_in_relax
 from dippm.frontend.scopes import scope_of, source_of
 from dippm.graph import DTYPE_BYTES, ModelGraph, Operator, TensorSpec, Value, ValueKind
 
@@ -77,11 +77,15 @@ def graph_of_program(
 
     `file_batch` is the fixed batch that it was exported with, where that is another one than `batch`.
 
-    The program is used up: shape arithmetic in its graph is folded in place.
+    The program is used up: shape arithmetic in its graph is folded in place, and its nodes are emptied.
 
     Raises InputShapeError or UnsupportedOperator.
     """
-    return _Builder(program, batch, dict(user_inputs or {}), file_batch, format).build()
+    graph = _Builder(program, batch, dict(user_inputs or {}), file_batch, format).build()
+    for node in program.graph.nodes:  # a ring, which is there until Python collects: what hangs on it need not be
+        node.meta.clear()
+        node.users.clear()
+    return graph
 
 
 class _Builder:

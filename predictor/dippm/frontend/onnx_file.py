@@ -209,19 +209,22 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
     Wire format: https://protobuf.dev/programming-guides/encoding (a tag, then a varint or some bytes).
     """
     kept = bytearray()
-    position, end = 0, len(view)
+    children = CHILDREN.get(message, {})
+    data = TENSOR_DATA if message == "tensor" else frozenset()
+    position = unkept = 0
+    end = len(view)
     while position < end:
         start = position
         number, wire, position = tag(view, position, shown, "ONNX file")
         length = 0
-        if wire == 0:
+        if wire == 2:
+            length, position = varint(view, position, shown, "ONNX file")
+        elif wire == 0:
             _, position = varint(view, position, shown, "ONNX file")
         elif wire == 1:
             length = 8
         elif wire == 5:
             length = 4
-        elif wire == 2:
-            length, position = varint(view, position, shown, "ONNX file")
         else:
             raise ModelFormatError(f"{shown} is a damaged ONNX file: unknown wire type {wire}")
         if position + length > end:
@@ -231,17 +234,18 @@ def _strip(view: memoryview, message: str, shown: str, depth: int = 0) -> bytear
             )
         body = position
         position += length
-        if message == "tensor":
-            if number in TENSOR_DATA:
-                continue
-        elif length >= STRIP_BYTES and wire == 2 and (child := CHILDREN.get(message, {}).get(number)):
+        inner = None
+        if length >= STRIP_BYTES and wire == 2 and (child := children.get(number)):
             if depth == MAX_DEPTH:
                 raise ModelFormatError(f"{shown} nests its graphs too deeply to be read: {MAX_DEPTH // 4} are")
             inner = _strip(view[body:position], child, shown, depth + 1)
-            kept += _varint(number << 3 | wire) + _varint(len(inner)) + inner
+        elif number not in data:
             continue
-        kept += view[start:position]
-    return kept
+        kept += view[unkept:start]  # the fields since the last one that is not kept as it is, at once
+        unkept = position
+        if inner is not None:
+            kept += _varint(number << 3 | wire) + _varint(len(inner)) + inner
+    return kept + view[unkept:end]
 
 
 def _varint(value: int) -> bytes:

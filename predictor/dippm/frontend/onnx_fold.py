@@ -27,6 +27,7 @@ _RANDOM = frozenset(
 )
 
 
+_LOOPS = frozenset({"Loop", "Scan"})
 _SMALL = frozenset(
     {"Add", "And", "Cast", "Concat", "Div", "Equal", "Floor", "Gather", "Identity", "Mod", "Mul", "Neg", "Not", "Slice"}
     | {"Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"}
@@ -127,10 +128,15 @@ class _Folder:
         if (
             known
             and kind in _SMALL
-            and sum([o.array.size for o in operands if o is not None]) <= _SMALL_ELEMENTS
+            and sum([o.size for o in operands if o is not None]) <= _SMALL_ELEMENTS
             and self._computed(node, operands)
         ):
             return
+        if kind in _LOOPS and not known:
+            raise UnsupportedOperator(
+                f"operator onnx.{kind} {node.name!r} is not supported: what a loop runs is not priced; export the "
+                "network with its recurrent layers as ONNX's LSTM, GRU or RNN, or unrolled (Keras: unroll=True)"
+            )
         types = self._inference.types(node, self._specs, operands)
         small = all(spec is None or spec.numel <= MAX_CONSTANT for spec in types)
         if known and small and kind not in _RANDOM and self._computed(node, operands):

@@ -26,11 +26,12 @@ _KEY_BYTES = 1024
 class Literal:
     """A constant. Of those that hold the same few elements there is one, so that who it is says what it holds."""
 
-    __slots__ = ("array", "spec")
+    __slots__ = ("array", "size", "spec")
 
     def __init__(self, array: Elements) -> None:
         self.array = array
         """Shared: it is not written to."""
+        self.size = array.size
         self.spec = spec_of_array(array)
 
 

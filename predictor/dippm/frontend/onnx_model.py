@@ -59,7 +59,18 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     steps = put_back(without_the_dead(steps, wanted), static)
     mark_in_place(steps, static, wanted, by_pytorch=by_pytorch)
     graph = graph_of_program(program_of(steps, static, bound, outputs), batch=batch, format="onnx")
-    return replace(graph, restored=restored_in(steps), notes=tuple(notes_on(file.model, steps)))
+    return replace(
+        graph,
+        restored=restored_in(steps),
+        notes=tuple(notes_on(file.model, steps)),
+        open_batch=leaves_batch_open(file),
+    )
+
+
+def leaves_batch_open(file: OnnxFile) -> bool:
+    """Whether the first dimension of an input is a symbol, or not said."""
+    shapes = [i.type.tensor_type.shape.dim for i in file.model.graph.input if i.name not in file.weights]
+    return any(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in shapes)
 
 
 def _fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:

@@ -27,8 +27,11 @@ def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[s
     clones: dict[str, str] = {}
     after: dict[int, list[Step]] = {}
     for step in steps:
+        named = _named_by(step)
+        if named is None:
+            continue
         for place, name in enumerate(step.inputs):
-            clone = _named_clone(step, place, name, graph)
+            clone = _named_clone(step, name, named, graph)
             if clone is None:
                 continue
             if clone not in clones:
@@ -42,15 +45,17 @@ def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[s
     return [s for step in steps for s in (step, *after.get(id(step), ()))]
 
 
-def _named_clone(step: Step, place: int, name: str, graph: StepGraph) -> str | None:
-    """The clone that a step was given in place of a value, as its exporter's metadata says."""
-    if name not in graph.producer or not step.nodes:
-        return None
-    found = _ARGUMENTS.search(metadata(step.nodes[-1], "pkg.torch.onnx.fx_node"))
+def _named_by(step: Step) -> list[str] | None:
+    """What a step was given, as its exporter's metadata names it, weights left out; None where there is none."""
+    found = _ARGUMENTS.search(metadata(step.nodes[-1], "pkg.torch.onnx.fx_node")) if step.nodes else None
     if found is None:
         return None
-    named = [r for r in _REFERENCE.findall(found["args"]) if not r.startswith(("p_", "b_", "c_"))]
-    if name in named:
+    return [r for r in _REFERENCE.findall(found["args"]) if not r.startswith(("p_", "b_", "c_"))]
+
+
+def _named_clone(step: Step, name: str, named: list[str], graph: StepGraph) -> str | None:
+    """The clone that a step was given in place of a value."""
+    if name not in graph.producer or name in named:
         return None
     group = [n for n in step.inputs if n in graph.producer]
     missing = [n for n in dict.fromkeys(group) if n not in named]

@@ -1,6 +1,6 @@
 """A static ONNX graph, its steps put together, as a program of ATen calls: the form that every door ends in.
 
-Each step is written down as the call that PyTorch makes for the same work (`onnx_aten`, `onnx_views`), with the module
+Each step is written down as the call that PyTorch makes for the same work (`onnx_aten`), with the module
 scope and source line that its exporter left, and run on the meta device at once: strides, views and copies are those
 of PyTorch. A step that has no such call, or whose call puts out another shape than ONNX says, is a foreign call.
 """
@@ -28,15 +28,14 @@ from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.exported_program import Program
 from dippm.frontend.foreign import ForeignCall
 from dippm.frontend.meta_run import MetaRun
-from dippm.frontend.onnx_aten import CONVERTERS, Given
+from dippm.frontend.onnx_aten import CONVERTERS
+from dippm.frontend.onnx_calls import Given
 from dippm.frontend.onnx_fold import StaticGraph
 from dippm.frontend.onnx_scopes import Scopes, trace_of
 from dippm.frontend.onnx_steps import Step
-from dippm.frontend.onnx_views import VIEW_CONVERTERS
 from dippm.graph import TensorSpec
 
 aten = torch.ops.aten
-_CONVERTERS = {**CONVERTERS, **VIEW_CONVERTERS}
 _NOT_COVERED = (
     InputShapeError, UnsupportedOperator, AttributeError, LookupError, TypeError, ValueError, RuntimeError,
 )  # fmt: skip
@@ -118,7 +117,7 @@ class _Writer:
         scope = self._scopes.of(step)
         self._meta = {"nn_module_stack": {path: (path, "") for path in scope}, "stack_trace": trace_of(step)}
         self._written = []
-        convert = _CONVERTERS.get(step.converter)
+        convert = CONVERTERS.get(step.converter)
         results: list[fx.Node] | None = None
         if convert is not None:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from dippm.frontend.onnx_aten import Converter, Emitted, Given
+from dippm.frontend.onnx_calls import Converter, Emitted, Given
 
 aten = torch.ops.aten
 _LAST = (1 << 63) - 1
@@ -116,7 +116,7 @@ def _depth_to_space(g: Given) -> Emitted:
     return g.call(aten.pixel_shuffle.default, g.x(), int(g.attribute("blocksize")))
 
 
-VIEW_CONVERTERS: dict[str, Converter] = {
+VIEWS: dict[str, Converter] = {
     "Identity": lambda g: g.x(), "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze, "Transpose": _transpose, "Expand": _expand, "Slice": _slice, "Split": _split,
     "Concat": _concat, "Pad": _pad, "Tile": _tile, "DepthToSpace": _depth_to_space,

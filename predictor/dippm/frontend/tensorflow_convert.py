@@ -2,7 +2,7 @@
 
 1. A TensorFlow graph. A SavedModel has one; a Keras model is built from its configuration inside a `tf.Graph`, where a
    variable is a node and no memory.
-2. Function calls are put in place (grappler), and variables become typed placeholders (`tensorflow_graph`).
+2. Function calls are put in place (grappler), and variables become typed placeholders (`tensorflow_variables`).
 3. tf2onnx converts what is left and takes out the transposes that its channel orders need and that cancel.
 4. Placeholders of weights become initializers without data: the ONNX door types them.
 
@@ -31,10 +31,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf2onnx.tf_loader import tf_optimize
 
 from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
-from dippm.frontend import tensorflow_graph
 from dippm.frontend.convert_child import Converted
+from dippm.frontend.tensorflow_graph import inlined
 from dippm.frontend.tensorflow_patterns import put_together
+from dippm.frontend.tensorflow_rewrites import with_batch_norms, with_plain_operators
 from dippm.frontend.tensorflow_safety import is_zipped_saved_model, keras_config_of, saved_model_of
+from dippm.frontend.tensorflow_variables import without_variables
 from dippm.tensorflow_files import HDF5, SAVED_MODEL
 
 OPSET = 18
@@ -152,9 +154,8 @@ def _saved_model_graph(path: Path, shown: str) -> TensorFlowGraph:
 
 def _to_onnx(graph: TensorFlowGraph, shown: str) -> onnx.ModelProto:
     ends = list(graph.inputs.values()), list(graph.outputs.values())
-    flat = tensorflow_graph.inlined(graph.definition, *ends)
-    weightless = tensorflow_graph.without_variables(flat)
-    plain = tensorflow_graph.with_plain_operators(tensorflow_graph.with_batch_norms(weightless.definition))
+    weightless = without_variables(inlined(graph.definition, *ends))
+    plain = with_plain_operators(with_batch_norms(weightless.definition))
     optimized = tf_optimize([*ends[0], *weightless.weights], ends[1], plain)
     renamed = {tensor: name for names in (graph.inputs, graph.outputs) for name, tensor in names.items()}
     try:

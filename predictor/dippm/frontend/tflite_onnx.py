@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dippm.errors import UnsupportedOperator
-from dippm.frontend.relax import RelaxCall, RelaxFunction
+from dippm.frontend.relax.tflite import RelaxCall, RelaxFunction
 from dippm.graph import TensorSpec
 
 OPSET = 20

@@ -65,6 +65,10 @@ NODE_COLUMNS: tuple[str, ...] = (
     "log_rule_workspace",
     "has_rule_workspace",
 )
+_NOTHING = tuple(
+    name not in ("first_channels_last", "first_expanded", "result_channels_last") for name in _LAYOUT_COLUMNS
+)
+"""Layout of operands that are not there."""
 _OWN_WIDTH = len(NODE_COLUMNS) - PAPER_WIDTH - len(_LAYOUT_COLUMNS) - 2
 _RUNTIMES = (Runtime.EAGER, Runtime.GRAPH, Runtime.TORCHSCRIPT)
 STATIC_COLUMNS: tuple[str, ...] = (
@@ -151,43 +155,42 @@ def _node_rows(work: Sequence[Workload], case: Case) -> npt.NDArray[np.float32]:
     """Workload columns of each operator, [n, _OWN_WIDTH]."""
     if not work:
         return np.zeros((0, _OWN_WIDTH), dtype=np.float32)
-    logs = np.array([_magnitudes(w, case.precision) for w in work], dtype=np.float64)
+    distinct = {id(w): w for w in work}  # equal layers share theirs (`workloads`)
+    place = {name: row for row, name in enumerate(distinct)}
+    logs = np.array([_magnitudes(w, case.precision) for w in distinct.values()], dtype=np.float64)
     roofline = logs[:, _LOG_COLUMNS.index("roofline_us")].copy()
     logs = np.log1p(logs)
     logs[:, _LOG_COLUMNS.index("roofline_us")] = np.log(roofline)
-    flags = np.array([_flags(w, case.precision) for w in work], dtype=np.float64)
+    flags = np.array([_flags(w, case.precision) for w in distinct.values()], dtype=np.float64)
     constant = [
         *(float(case.precision is precision) for precision in _PRECISIONS),
         *(float(case.mode is mode) for mode in _MODES),
     ]
-    rows = np.concatenate([logs, flags, np.tile(constant, (len(work), 1))], axis=1)
-    return rows.astype(np.float32)
+    rows = np.concatenate([logs, flags, np.tile(constant, (len(distinct), 1))], axis=1)
+    return rows.astype(np.float32)[[place[id(w)] for w in work]]
 
 
 def _layout_rows(graph: ModelGraph, strides: Sequence[Strides]) -> npt.NDArray[np.float32]:
     """How the operands of each operator lie in memory, [n, len(_LAYOUT_COLUMNS)]."""
     shapes = [value.spec.shape for value in graph.values]
-    rows = np.ones((len(graph.operators), len(_LAYOUT_COLUMNS)), dtype=np.float32)
-    rows[:, [1, 3, 6]] = 0.0
-    for row, operator in zip(rows, graph.operators, strict=True):
+    rows = []
+    for operator in graph.operators:
+        first, second, result = _NOTHING[:4], _NOTHING[4:5], _NOTHING[5:]
         if operator.inputs:
-            first = operator.inputs[0]
-            given = strides[first]
-            row[:4] = (
-                is_contiguous(shapes[first], given),
-                is_channels_last(shapes[first], given),
-                not given or given[-1] == 1 or shapes[first][-1] == 1,
-                any(s == 0 and n > 1 for s, n in zip(given, shapes[first], strict=True)),
+            shape, given = shapes[operator.inputs[0]], strides[operator.inputs[0]]
+            first = (
+                is_contiguous(shape, given),
+                is_channels_last(shape, given),
+                not given or given[-1] == 1 or shape[-1] == 1,
+                0 in given and any(s == 0 and n > 1 for s, n in zip(given, shape, strict=True)),
             )
         if len(operator.inputs) > 1:
-            row[4] = is_contiguous(shapes[operator.inputs[1]], strides[operator.inputs[1]])
+            second = (is_contiguous(shapes[operator.inputs[1]], strides[operator.inputs[1]]),)
         if operator.outputs:
-            result = operator.outputs[0]
-            row[5:] = (
-                is_contiguous(shapes[result], strides[result]),
-                is_channels_last(shapes[result], strides[result]),
-            )
-    return rows
+            shape, given = shapes[operator.outputs[0]], strides[operator.outputs[0]]
+            result = is_contiguous(shape, given), is_channels_last(shape, given)
+        rows.append(first + second + result)
+    return np.array(rows, dtype=np.float32).reshape(-1, len(_LAYOUT_COLUMNS))
 
 
 def _rule_rows(rules: Sequence[int]) -> npt.NDArray[np.float32]:

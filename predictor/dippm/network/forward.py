@@ -6,11 +6,12 @@ seconds, the pass itself milliseconds. Names of weights are those of the module'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from dippm.network.alike import Alike, by_rows, each_alone, neighbours_of, refined
 from dippm.network.featurizer import works
 
 Array = npt.NDArray[np.float32]
@@ -37,10 +38,10 @@ def forward(
     by destination.
     """
     x = np.concatenate([nodes, weights["kinds.weight"][kinds]], axis=1)
-    embedded = _embed(weights, x, edges if with_edges else edges[:, :0], blocks)
-    hidden = _dense(weights, "operator_block", np.concatenate([embedded, x], axis=1))
-    operators = _linear(weights, "operator_out", hidden)
-    counted = embedded[works(kinds)]
+    embedded, alike = _embed(weights, x, edges if with_edges else edges[:, :0], blocks)
+    hidden = _dense(weights, "operator_block", np.concatenate([embedded, x[alike.first]], axis=1))
+    operators = _linear(weights, "operator_out", hidden)[alike.of]
+    counted = embedded[alike.of[works(kinds)]]
     pooled = counted.mean(axis=0) if len(counted) else np.zeros(embedded.shape[1], dtype=np.float32)
     y = np.concatenate([pooled, statics])[None, :]
     for index in range(blocks):
@@ -54,54 +55,61 @@ def standardise(x: Array, mean: Array, scale: Array) -> Array:
     return clipped
 
 
-def _embed(weights: Weights, x: Array, edges: npt.NDArray[np.int64], blocks: int) -> Array:
-    """The GraphSAGE blocks (Hamilton et al. 2017, mean aggregator): lin_l(mean of neighbours) + lin_r(self)."""
+def _embed(weights: Weights, x: Array, edges: npt.NDArray[np.int64], blocks: int) -> tuple[Array, Alike]:
+    """The GraphSAGE blocks (Hamilton et al. 2017, mean aggregator): lin_l(mean of neighbours) + lin_r(self).
+
+    Rows of the operators that stand for all others [n_classes, hidden], and which stands for each.
+    """
+    if len(x) > DENSE_NODES and edges.shape[1]:
+        return _embed_classes(weights, x, neighbours_of(len(x), edges), blocks)
     mean = neighbours(len(x), edges)
     for index in range(blocks):
-        name = f"sage.{index}"
-        y = mean(x) @ weights[f"{name}.conv.lin_l.weight"].T
-        y += weights[f"{name}.conv.lin_l.bias"]
-        y += x @ weights[f"{name}.conv.lin_r.weight"].T
-        y = np.maximum(_layer_norm(weights, f"{name}.norm", y), 0.0)
-        x = x + y if x.shape[1] == y.shape[1] else y
-    return x
+        x = _sage(weights, index, x, mean(x))
+    return x, each_alone(len(x))
+
+
+def _embed_classes(weights: Weights, x: Array, around: list[list[int]], blocks: int) -> tuple[Array, Alike]:
+    """The same, operators that are alike computed once."""
+    before = by_rows(x)
+    x = x[before.first]
+    for index in range(blocks):
+        after = refined(before, around)
+        x = _sage(weights, index, x[before.of[after.first]], _means(x, before, [around[i] for i in after.first]))
+        before = after
+    return x, before
+
+
+def _means(x: Array, classes: Alike, around: Sequence[Sequence[int]]) -> Array:
+    """Mean row of some operators' neighbours (by operator), zeros where there is none; `x` has a row for each class."""
+    degrees = np.array([len(near) for near in around], dtype=np.int64)
+    starts, some = np.cumsum(degrees) - degrees, degrees > 0
+    out = np.zeros((len(around), x.shape[1]), dtype=np.float32)
+    rows = x[classes.of[[n for near in around for n in near]]]
+    out[some] = np.add.reduceat(rows, starts[some], axis=0) / degrees[some].astype(np.float32)[:, None]
+    return out
+
+
+def _sage(weights: Weights, index: int, x: Array, mean: Array) -> Array:
+    """One block: rows of operators and of their neighbours' means in, [n, hidden] out."""
+    name = f"sage.{index}"
+    y = mean @ weights[f"{name}.conv.lin_l.weight"].T
+    y += weights[f"{name}.conv.lin_l.bias"]
+    y += x @ weights[f"{name}.conv.lin_r.weight"].T
+    y = np.maximum(_layer_norm(weights, f"{name}.norm", y), 0.0)
+    return x + y if x.shape[1] == y.shape[1] else y
 
 
 def neighbours(count: int, edges: npt.NDArray[np.int64]) -> Callable[[Array], Array]:
-    """The mean over in-neighbours of a graph of `count` nodes, as a function of their rows.
+    """The mean over in-neighbours of a graph of `count` nodes, as a function of their rows: a dense matrix.
 
-    A dense matrix is faster than gathering until a few hundred nodes. Edges [2, e] are sorted by destination.
+    It is faster than gathering until a few hundred nodes. Edges [2, e] are sorted by destination.
     """
     if edges.shape[1] == 0:
         return np.zeros_like
-    if count > DENSE_NODES:
-        return _SparseMean(count, edges)
     matrix = np.zeros((count, count), dtype=np.float32)
     matrix[edges[1], edges[0]] = 1.0
     matrix /= np.maximum(1.0, matrix.sum(axis=1, keepdims=True))
     return lambda x: matrix @ x
-
-
-class _SparseMean:
-    """Mean over each node's in-neighbours, zeros where it has none. Most nodes of a network have one or two."""
-
-    def __init__(self, count: int, edges: npt.NDArray[np.int64]) -> None:
-        sources, destinations = edges
-        degrees = np.bincount(destinations, minlength=count)
-        starts = np.cumsum(degrees) - degrees
-        few, many = (np.flatnonzero(chosen) for chosen in ((degrees == 1) | (degrees == 2), degrees > 2))
-        self._few, self._first, self._last = few, sources[starts[few]], sources[(starts + degrees - 1)[few]]
-        self._many, self._sources = many, sources[degrees[destinations] > 2]
-        self._starts = np.cumsum(degrees[many]) - degrees[many]
-        self._degrees = degrees[many].astype(np.float32)[:, None]
-
-    def __call__(self, x: Array) -> Array:
-        """Rows of the nodes to rows of their neighbours' means."""
-        out = np.zeros_like(x)
-        out[self._few] = (x[self._first] + x[self._last]) / np.float32(2)  # of one neighbour: twice the same
-        if len(self._many):
-            out[self._many] = np.add.reduceat(x[self._sources], self._starts, axis=0) / self._degrees
-        return out
 
 
 def _dense(weights: Weights, name: str, x: Array) -> Array:

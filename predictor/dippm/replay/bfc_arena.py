@@ -76,7 +76,8 @@ class BfcArena:
             chunk = self._find(size)
             assert chunk is not None
         self.in_use += chunk.size
-        self.peak_in_use = max(self.peak_in_use, self.in_use)
+        if self.in_use > self.peak_in_use:
+            self.peak_in_use = self.in_use
         return chunk
 
     def release(self, chunk: Chunk) -> None:
@@ -98,8 +99,9 @@ class BfcArena:
         if at == len(self._keys):
             return None
         chunk = self._free.pop(self._keys.pop(at))
-        if chunk.size >= 2 * size or chunk.size - size >= MAX_DEAD_BYTES:
-            rest = Chunk(chunk.address + size, chunk.size - size)
+        left = chunk.size - size
+        if left >= size or left >= MAX_DEAD_BYTES:
+            rest = Chunk(chunk.address + size, left)
             rest.previous, rest.following = chunk, chunk.following
             if rest.following is not None:
                 rest.following.previous = rest
@@ -127,12 +129,14 @@ class BfcArena:
         self._next_address += grown + MIB
 
     def _put_in(self, chunk: Chunk) -> None:
-        insort(self._keys, chunk.key)
-        self._free[chunk.key] = chunk
+        key = chunk.key
+        insort(self._keys, key)
+        self._free[key] = chunk
 
     def _take_out(self, chunk: Chunk) -> None:
-        del self._keys[bisect_left(self._keys, chunk.key)]
-        del self._free[chunk.key]
+        key = chunk.key
+        del self._keys[bisect_left(self._keys, key)]
+        del self._free[key]
 
 
 def rounded(size: int) -> int:

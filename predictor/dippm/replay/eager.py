@@ -6,8 +6,8 @@
 An exported program has, for each operator, the modules that were being called and the line of the `forward` of each
 (`Operator.scope`, `Operator.source`). Of functions that a `forward` calls neither frames nor lines are recorded.
 
-TorchScript and the files of the exporter that is based on it have scopes and no lines: there names hold nothing, but
-for DenseNet's, whose layers are known by what they read (`_Holds.dense_layers`).
+TorchScript and the files of the exporter that is based on it have scopes and no lines: there names hold nothing but
+what `dippm.replay.without_lines` knows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from dippm.graph import ModelGraph
 from dippm.replay.statements import Frame, Statement, frames
+from dippm.replay.without_lines import held_without_lines
 
 
 @dataclass(slots=True)
@@ -69,7 +70,8 @@ def held_by_python(
     for call in reversed(_activations(graph)):  # callees before their callers
         holds.arguments(call)
         holds.locals(call)
-    holds.dense_layers()
+    for storages, end in held_without_lines(graph, holds.reads, holds.results):
+        holds.hold(storages, end)
     return holds.until
 
 
@@ -177,34 +179,6 @@ class _Holds:
                 temporaries |= put_out
         for value in names.values():
             self.hold(value, call.end)
-
-    def dense_layers(self) -> None:
-        """Where no lines are told: what a DenseNet's layer concatenates is named until its first convolution is done.
-
-        So it is in torchvision and in timm. A layer is a module that concatenates what a sibling before it did, and
-        more: the features of the block, of which each layer adds its own.
-        """
-        operators = self.graph.operators
-        features: dict[tuple[str, ...], set[tuple[int, ...]]] = {}
-        for index, operator in enumerate(operators):
-            if operator.kind != "concat" or operator.source or len(operator.scope) < 2:
-                continue
-            read = self.reads[index]
-            before = features.setdefault(operator.scope[:-1], set())
-            if any(read[:count] in before for count in range(1, len(read))):
-                self.hold(self.results[index], self.first_convolution(index))
-            before.add(read)
-
-    def first_convolution(self, begin: int) -> int:
-        """The next convolution of the same module call, itself or in a child; `begin` where there is none."""
-        operators = self.graph.operators
-        scope = operators[begin].scope
-        for index in range(begin + 1, len(operators)):
-            if operators[index].scope[: len(scope)] != scope:
-                break
-            if operators[index].kind.startswith("conv"):
-                return index
-        return begin
 
     def helper(self, call: _Activation, begin: int, end: int, statement: Statement) -> None:
         """Locals of a method that a `forward` calls: its frames are not recorded, so its lines are unknown.

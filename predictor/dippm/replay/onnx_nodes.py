@@ -33,6 +33,8 @@ IN_PLACE = frozenset({
 and products may not."""
 FOLDED_INTO = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 RECURRENT = frozenset({"lstm", "gru", "rnn"})
+COMPUTED_SHAPES = frozenset({"reshape", "expand"})
+"""Kinds whose target shape is an operand: where the batch is open, the exporter computes it of other shapes."""
 COPIES = {"roll": 2, "addcmul": 1}
 """Tensors of the output's shape that a kind makes on the way, being several nodes."""
 
@@ -74,6 +76,8 @@ class Node:
     """Whether its output is its first input."""
     scratch: int = 0
     """Bytes of the arena while it runs."""
+    computed_shape: bool = False
+    """Whether the shape that it puts out is only known once the batch is."""
 
 
 @dataclass
@@ -102,8 +106,9 @@ class Lowering:
             return
         output, inputs = operator.outputs[0], operator.inputs
         kind = operator.kind
+        computed = self.graph.open_batch and kind in COMPUTED_SHAPES
         if (kind in SHARES and inputs) or self._is_folded(operator):
-            yield Node(inputs[:1], ((output, self._layout(output)),), renames=True)
+            yield Node(inputs[:1], ((output, self._layout(output)),), renames=True, computed_shape=computed)
         elif kind == "group_norm":
             yield from self._group_norm(operator)
         elif kind == "scaled_dot_product_attention" and len(inputs) > 2:
@@ -132,8 +137,9 @@ class Lowering:
                 yield Node(inputs, (step,))
                 inputs = step[:1]
             yield Node(
-                inputs, self._outputs(operator), in_place=kind in self.in_place, scratch=self._scratch(index, operator)
-            )
+                inputs, self._outputs(operator), in_place=kind in self.in_place,
+                scratch=self._scratch(index, operator), computed_shape=computed,
+            )  # fmt: skip
 
     def _scratch(self, index: int, operator: Operator) -> int:
         """A convolution's workspace; a recurrent layer's, and its weights in cuDNN's order."""

@@ -6,7 +6,8 @@ What differs from PyTorch (`allocation_planner.cc`, `execution_frame.cc`, 1.31):
 2. An elementwise node writes into its input if nobody else reads that any more; an output of the graph always has a
    buffer of its own.
 3. Buffers are planned before anything runs: a tensor takes over a buffer of the same size whose tensor is dead, and a
-   buffer that will be taken over is held in between.
+   buffer that will be taken over is held in between. Where the file leaves its batch open, nothing is known of a shape
+   that is computed (a reshape's) nor of what is made of such a tensor: these take nothing over.
 4. The first pass allocates each buffer as it comes, and lays all of them out in one block; the second pass allocates
    that block at once, beside what the first one left in the arena, and so do all later ones.
 5. Weights are chunks of the arena, taken one by one before the first pass; outputs stay with whoever bound them.
@@ -18,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dippm.graph import ModelGraph, ValueKind
 from dippm.replay.allocator import CapReached
@@ -39,7 +41,7 @@ class Buffer:
     output: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BufferPlan:
     """A graph's buffers in the order in which they are first written, and each operator's scratch."""
 
@@ -49,6 +51,17 @@ class BufferPlan:
     weights: tuple[int, ...]
     """Bytes of each weight: chunks of the arena like any other, taken one by one when the session is made."""
     inputs: int
+
+    @cached_property
+    def steps(self) -> tuple[tuple[tuple[int, ...], int, tuple[int, ...]], ...]:
+        """Per operator: the buffers that it first writes, its scratch, and the buffers that nobody reads after it."""
+        born: list[list[int]] = [[] for _ in self.scratch]
+        dying: list[list[int]] = [[] for _ in self.scratch]
+        for name, buffer in enumerate(self.buffers):
+            born[buffer.born].append(name)
+            if not buffer.output:
+                dying[buffer.dies].append(name)
+        return tuple(zip(map(tuple, born), self.scratch, map(tuple, dying), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +145,16 @@ class _Planner:
         """What each buffer was made for: only a tensor of the same shape takes it over, not one of the same size."""
         self._dead: list[int] = []
         """Buffers that nobody reads any more, the latest first."""
+        self._unknown: set[int] = set()
+        """Tensors of whose shape the file says nothing."""
         for index, node in enumerate(nodes):
             self._step(index, node)
         for output in self._outputs & self._at.keys():
             self.buffers[self._at[output]].output = True
 
     def _step(self, index: int, node: Node) -> None:
+        if node.computed_shape or not self._unknown.isdisjoint(node.reads):
+            self._unknown.update(tensor for tensor, _ in node.makes)
         for position, (tensor, found) in enumerate(node.makes):
             self._layout[tensor] = found
             if node.renames and tensor not in self._outputs:
@@ -170,7 +187,7 @@ class _Planner:
 
     def _taken_over(self, tensor: int, node: Node, *, first: bool) -> int | None:
         """The buffer of an input that the node may write into, or of a dead tensor of the same layout."""
-        if tensor in self._outputs:
+        if tensor in self._outputs or tensor in self._unknown:
             return None
         found = self._layout[tensor]
         if node.in_place and first and node.reads:
@@ -240,12 +257,6 @@ class Session:
         self.pattern = MemoryPattern() if pattern else None
         self._outputs: dict[int, Chunk] = {}
         self._passes = 0
-        self._born: dict[int, list[int]] = {}
-        self._dying: dict[int, list[int]] = {}
-        for name, buffer in enumerate(plan.buffers):
-            self._born.setdefault(buffer.born, []).append(name)
-            if not buffer.output:
-                self._dying.setdefault(buffer.dies, []).append(name)
         for size in plan.weights:
             if size:
                 arena.alloc(size)
@@ -265,22 +276,23 @@ class Session:
 
     def _walk(self, *, alone: bool) -> None:
         tracing = self.pattern if not self._passes else None
+        arena, buffers = self.arena, self.plan.buffers
         live: dict[int, Chunk] = {}
-        for index, scratch in enumerate(self.plan.scratch):
-            for name in self._born.get(index, ()):
-                buffer = self.plan.buffers[name]
+        for born, scratch, dying in self.plan.steps:
+            for name in born:
+                buffer = buffers[name]
                 if buffer.output:
                     if name not in self._outputs:
-                        self._outputs[name] = self.arena.alloc(buffer.size)
+                        self._outputs[name] = arena.alloc(buffer.size)
                     continue
                 if alone and buffer.size:
-                    live[name] = self.arena.alloc(buffer.size)
+                    live[name] = arena.alloc(buffer.size)
                 if tracing is not None:
                     tracing.allocate(name, buffer.size)
             if scratch > 0:
-                self.arena.release(self.arena.alloc(scratch))
-            for name in self._dying.get(index, ()):
+                arena.release(arena.alloc(scratch))
+            for name in dying:
                 if name in live:
-                    self.arena.release(live.pop(name))
+                    arena.release(live.pop(name))
                 if tracing is not None:
                     tracing.free(name)

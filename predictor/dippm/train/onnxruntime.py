@@ -14,7 +14,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from itertools import product
@@ -114,7 +114,8 @@ def read_rows(folder: Path, work: Path, bundle: Bundle | None = None) -> Iterato
         case = Case(row["batch"], precision, Mode.INFERENCE, Runtime.GRAPH, Allocator.DEFAULT, device=bundle.device)
         if fold not in bundles:
             bundles[fold] = read_bundle(_bundle(work, fold))
-        yield Measured(row, graph, bundles[fold].estimate(graph, case), bundle.estimate(graph, case))
+        measured = Measured(row, graph, bundles[fold].estimate(graph, case), bundle.estimate(graph, case))
+        yield replace(measured, graph=replace(graph, open_batch=measured.option("batch_axis") == "dynamic"))
 
 
 def _bundle(work: Path, fold: int) -> Path:
