@@ -94,13 +94,13 @@ def _result(graph: ModelGraph, operator: Operator, position: int, output: int, f
     return plain
 
 
-def iterated(shape: Sequence[int], operands: Sequence[tuple[Sequence[int], Strides]]) -> Strides:
+def iterated(shape: tuple[int, ...], operands: Sequence[tuple[tuple[int, ...], Strides]]) -> Strides:
     """Strides of what an element-wise kernel puts out (`reorder_dimensions`, `aten/src/ATen/TensorIterator.cpp`).
 
     Dimensions are sorted by their strides in the first operand that tells two of them apart; broadcast ones tell
     nothing.
     """
-    if all(tuple(given) == tuple(shape) and is_contiguous(given, strides) for given, strides in operands):
+    if all(given == shape and is_contiguous(given, strides) for given, strides in operands):
         return contiguous(shape)
     steps = [expanded(given, strides, shape) for given, strides in operands]
     order = list(range(len(shape)))[::-1]  # innermost first
