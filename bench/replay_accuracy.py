@@ -2,7 +2,7 @@
 
 For every measured case with a graph: the measured workspaces (and the order of allocations inside each operator) go
 in; weights, peak allocated, activations and reserved come out and are held against the labels. What is left is what
-lifetimes, orders and the allocator's simulator miss. Needs the `train` extra; about half an hour of one core.
+lifetimes, orders and the allocator's simulator miss. Needs the `train` extra; about twenty minutes of two cores.
 
     python bench/replay_accuracy.py datasets/h200-v1 --keep replay.csv.gz      # replay, and keep each case's errors
     python bench/replay_accuracy.py --kept replay.csv.gz --write docs/replay.md   # the page, from what was kept
@@ -19,10 +19,13 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from dippm.data import CaseRow, DataSet
 from dippm.replay import Replay, replay
+from dippm.train.parallel import default_jobs, spread
 
 MIB = 2.0**20
 NO_SEARCH = 1 << 60
@@ -76,9 +79,23 @@ def _percent(found: float, label_mib: float | None) -> float:
     return 100 * (found / MIB - label_mib) / label_mib
 
 
-def compare(data: DataSet) -> Iterator[Outcome]:
-    """Every case that was measured and has a graph."""
-    for row in data.cases(joined=True):
+def compare(folder: Path, jobs: int) -> Iterator[Outcome]:
+    """Every case that was measured and has a graph, the cases of a network in one process."""
+    groups: dict[str, list[CaseRow]] = {}
+    for row in DataSet(folder).cases(joined=True):
+        groups.setdefault(row.network, []).append(row)
+    yield from chain.from_iterable(spread(_outcomes, [(folder, rows) for rows in groups.values()], jobs))
+
+
+@cache
+def _opened(folder: Path) -> DataSet:
+    return DataSet(folder)
+
+
+def _outcomes(task: tuple[Path, list[CaseRow]]) -> list[Outcome]:
+    folder, rows = task
+    data, found = _opened(folder), []
+    for row in rows:
         graph = data.graph(row)
         labels = data.node_labels(row, graph)
         arguments = {
@@ -89,7 +106,10 @@ def compare(data: DataSet) -> Iterator[Outcome]:
             "cap_floor": NO_SEARCH,
         }
         missing = int((~labels.measured).sum())
-        yield outcome(row, missing, replay(graph, **arguments), replay(graph, **arguments, events=labels.events))
+        found.append(
+            outcome(row, missing, replay(graph, **arguments), replay(graph, **arguments, events=labels.events))
+        )
+    return found
 
 
 def keep(path: Path, outcomes: Iterable[Outcome]) -> None:
@@ -197,6 +217,9 @@ def _names(cases: Sequence[Outcome]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="folder of the data set")
+    parser.add_argument(
+        "--jobs", type=int, default=default_jobs(), help="processes (default: the processors there are)"
+    )
     parser.add_argument("--keep", type=Path, metavar="CSV.GZ", help="keep each case's errors")
     parser.add_argument("--kept", type=Path, metavar="CSV.GZ", help="instead of a data set: what --keep left")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page (default: printed)")
@@ -204,7 +227,7 @@ def main() -> int:
     options = parser.parse_args()
     if (options.data is None) == (options.kept is None):
         parser.error("give the folder of a data set, or --kept")
-    outcomes = read(options.kept) if options.kept else list(compare(DataSet(options.data)))
+    outcomes = read(options.kept) if options.kept else list(compare(options.data, options.jobs))
     if options.keep:
         keep(options.keep, outcomes)
     text = page(outcomes)
