@@ -39,10 +39,7 @@ LANGUAGE_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Class, configuration and its settings: each of a family of its own, in its usual width with fewer layers."""
 
 
-SHORT = {
-    ("t5", "onnx-torchscript"): "tables of positions are computed at export, and the mask is made once for all layers: "
-    "5.7 % of the device time",
-}
+SHORT: dict[tuple[str, str], str] = {}
 """Where a door is known to fall short, and why."""
 
 

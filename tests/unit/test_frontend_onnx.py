@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,39 @@ def test_a_graph_tells_whether_its_file_leaves_the_batch_open(tmp_path: Path) ->
     opened, fixed = (load(tmp_path, model_of(relu, {"x": (1, [b, 3])}, ["y"])) for b in ("b", 4))
     assert (opened.open_batch, fixed.open_batch) == (True, False)
     assert ModelGraph.from_dict(opened.to_dict()) == opened
+
+
+def positions(producer: str) -> onnx.ModelProto:
+    """An embedding of tokens and of positions, hidden where a position is below 2: as a module's forward makes it."""
+    counted = numpy_helper.from_array(np.arange(5, dtype=np.int64).reshape(1, 5))
+    nodes = [
+        helper.make_node("Constant", [], ["/m/Constant_output_0"], name="/m/Constant", value=counted),
+        helper.make_node("Mul", ["/m/Constant_output_0", "two"], ["/m/Mul_output_0"], name="/m/Mul"),
+        helper.make_node("Greater", ["/m/Mul_output_0", "two"], ["/m/Greater_output_0"], name="/m/Greater"),
+        helper.make_node("Gather", ["words", "x"], ["w"], name="/m/words/Gather"),
+        helper.make_node("Gather", ["places", "/m/Constant_output_0"], ["p"], name="/m/places/Gather"),
+        helper.make_node("Add", ["w", "p"], ["s"], name="/m/Add"),
+        helper.make_node("Unsqueeze", ["/m/Greater_output_0", "last"], ["g"], name="/m/Unsqueeze"),
+        helper.make_node("Where", ["g", "s", "zero"], ["y"], name="/m/Where"),
+    ]
+    weights = {
+        "two": np.array(2, np.int64), "last": np.array([2], np.int64), "zero": np.array(0, np.float32),
+        "words": np.zeros((9, 4), np.float32), "places": np.zeros((5, 4), np.float32),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (TensorProto.INT64, ["b", 5])}, ["y"], weights)
+    model.producer_name = producer
+    return model
+
+
+def test_what_pytorch_computes_in_every_pass_is_an_operator(tmp_path: Path) -> None:
+    graph = load(tmp_path, positions("pytorch"))
+    made = ["arange", "embedding", "embedding", "add", "multiply", "compare", "where"]
+    assert sorted(o.kind for o in graph.operators if o.kind not in ("reshape", "unsqueeze")) == sorted(made)
+    count = next(o for o in graph.operators if o.kind == "arange")
+    assert count.scope == ("", "m")
+    assert graph.values[count.outputs[0]].spec.shape == (5,)
+    other = load(tmp_path, positions("somebody"))
+    assert Counter(o.kind for o in other.operators) == {"embedding": 1, "add": 1, "where": 1}, "a weight like any"
 
 
 def test_a_loop_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ class Given:
         """The elements of a constant operand."""
         return self.calls.static.constants.get(self.node.input[position]) if self.has(position) else None
 
+    def constant_of(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The elements of a value that hangs on no input, where they are known."""
+        return self.calls.static.constants.get(name)
+
     def numbers(self, position: int, attribute: str = "") -> list[int] | None:
         """Integers of a constant operand, or of the attribute that older opsets have in its place."""
         array = self.constant(position)

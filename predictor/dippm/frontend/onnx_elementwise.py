@@ -122,6 +122,24 @@ def _where(g: Given) -> Emitted:
     return g.call(aten.where.self, g.x(0), g.x(1), g.x(2))
 
 
+def _full(g: Given) -> Emitted:
+    value = g.constant_of(g.step.outputs[0])
+    if value is None or not value.size:
+        return None
+    kind = getattr(torch, g.out.dtype)
+    return g.call(aten.full.default, list(g.out.shape), value.reshape(-1)[0].item(), dtype=kind, device="meta")
+
+
+def _range(g: Given) -> Emitted:
+    value = g.constant_of(g.step.outputs[0])
+    if value is None or value.size < 2:
+        return None
+    first, second = (v.item() for v in value.reshape(-1)[:2])
+    end, kind = first + (second - first) * value.size, getattr(torch, g.out.dtype)
+    made = g.call(aten.arange.start_step, first, end, second - first, dtype=kind, device="meta")
+    return made if value.ndim == 1 else g.call(aten.view.default, made, list(value.shape))
+
+
 def _gelu(g: Given) -> Emitted:
     form = str(g.step.attributes.get("approximate") or g.attribute("approximate", "none"))
     x = g.calls.read(g.step.inputs[0])
@@ -165,7 +183,8 @@ ELEMENTWISE: dict[str, Converter] = {
     "BitwiseAnd": lambda g: g.call(aten.bitwise_and.Tensor, g.x(0), g.x(1)),
     "BitwiseOr": lambda g: g.call(aten.bitwise_or.Tensor, g.x(0), g.x(1)),
     "Max": _extreme(aten.maximum.default, aten.clamp_min.default),
-    "Min": _extreme(aten.minimum.default, aten.clamp_max.default), "Clip": _clip, "Where": _where, "Gelu": _gelu,
+    "Min": _extreme(aten.minimum.default, aten.clamp_max.default),
+    "Clip": _clip, "ConstantOfShape": _full, "Range": _range, "Where": _where, "Gelu": _gelu,
     "HardSwish": _gated(aten.hardswish.default, aten.hardswish_.default),
     "Swish": _gated(aten.silu.default, aten.silu_.default), "Cast": _cast, "CastLike": _cast,
 }  # fmt: skip

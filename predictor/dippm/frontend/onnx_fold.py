@@ -46,6 +46,8 @@ class StaticGraph:
     constants: dict[str, Elements] = field(default_factory=dict)
     weights: dict[str, TensorSpec] = field(default_factory=dict)
     """Weights of the file and what is computed from them alone (a transposed weight), once each."""
+    computed: dict[str, OnnxNode] = field(default_factory=dict)
+    """Constants of a file that PyTorch wrote by the node that they are computed by."""
 
 
 def fold(file: OnnxFile, inputs: dict[str, TensorSpec], *, file_batch: int | None, batch: int) -> StaticGraph:
@@ -197,6 +199,8 @@ class _Folder:
         for name, literal in zip(node.outputs, results, strict=False):
             if literal is not None:
                 self._constant(name, literal)
+        if self._as_run and node.kind not in _OF_WEIGHTS:
+            self._static.computed.update(dict.fromkeys(node.outputs, node))
         return True
 
     def _rebatch(self, node: OnnxNode, file_batch: int) -> None:

@@ -28,7 +28,7 @@ class _Fuser(StepGraph):
             self._rsqrt, self._unbind,
         )  # fmt: skip
         for step in self.steps():
-            if self.holds(step):
+            if step.inputs and self.holds(step):
                 any(rule(step) for rule in rules)
         return self.steps()
 

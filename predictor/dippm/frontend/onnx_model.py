@@ -1,7 +1,8 @@
 """An ONNX file to a `ModelGraph`.
 
 1. Read it without its weights and validate it (`onnx_file`).
-2. Bind the batch and the shapes asked for; make every shape static (`onnx_fold`).
+2. Bind the batch and the shapes asked for; make every shape static (`onnx_fold`), but leave what PyTorch computes in
+   every pass (`onnx_computed`).
 3. Put together what frameworks run as one operator and exporters take apart (`onnx_fuse`, `onnx_attention`).
 4. Put back what exporters fold or leave away, where they tell of it (`onnx_restore`, `onnx_no_ops`, `onnx_in_place`).
 5. Write it down as a program of ATen calls (`onnx_program`), which goes the way of a `.pt2` from there on: expressed in
@@ -20,6 +21,7 @@ from dippm.errors import InputShapeError
 from dippm.frontend.exported_program import graph_of_program
 from dippm.frontend.inputs import InputSpec, asked_by_name
 from dippm.frontend.onnx_attention import fuse_attention
+from dippm.frontend.onnx_computed import with_computed
 from dippm.frontend.onnx_file import OnnxFile, read_onnx
 from dippm.frontend.onnx_fold import fold
 from dippm.frontend.onnx_fuse import fuse
@@ -50,6 +52,7 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     if file_batch is not None and not any(static.specs[o].shape[:1] == (batch,) for o in outputs):
         raise _fixed_batch(shown, file_batch, batch)
     wanted = frozenset(outputs)
+    static.nodes = with_computed(static)
     steps = steps_of(static)
     by_pytorch = file.model.producer_name == "pytorch"
     if not by_pytorch:

@@ -116,7 +116,7 @@ def _attributes(node: OnnxNode) -> dict[str, Attribute]:
 def _step(node: OnnxNode, given: Mapping[str, Attribute], static: StaticGraph) -> Step:
     specs = [static.specs[i] for i in node.inputs if i]
     kind, attributes = _canonical(node, given, specs, static)
-    inputs = [i for i in node.inputs if i and (i not in static.constants or not _is_setting(node, i))]
+    inputs = [i for i in node.inputs if i and (i not in static.constants or not is_setting(node, i))]
     return Step(
         kind=kind,
         target=f"onnx.{node.kind}",
@@ -129,7 +129,7 @@ def _step(node: OnnxNode, given: Mapping[str, Attribute], static: StaticGraph) -
     )
 
 
-def _is_setting(node: OnnxNode, name: str) -> bool:
+def is_setting(node: OnnxNode, name: str) -> bool:
     """Whether a constant operand only sets the operator up (a target shape, axes, pads)."""
     return node.kind in _WITH_SETTINGS and name in node.inputs[1:]
 
