@@ -235,7 +235,9 @@ class _Holds:
 
         What ran is seen as a row of steps: operators, child modules that the line names, and child modules that it
         does not name (a loop variable's). A turn is the longest stretch that the row repeats in which no child is
-        called more often than the line calls it.
+        called more often than the line calls it. Of a line that hands modules to a method of its own (`x =
+        self._block(pair, torch.cat([x, skips.pop()], 1))`) nothing tells how many that calls: there it is the shortest
+        stretch with an operator of the line itself.
         """
         steps: list[tuple[str, int]] = []
         before = ""
@@ -262,6 +264,12 @@ class _Holds:
                 and turn.count("*") <= max(1, statement.callees)
                 and kinds == turn * (len(steps) // length)
             ):
+                yield from (index for _, index in steps[length - 1 :: length])
+                return
+        for length in range(1, len(steps) // 2 + 1):
+            turn = kinds[:length]
+            own = sum(kind != "*" and not kind.startswith("self.") for kind in turn)
+            if 0 < own <= statement.operations and statement.methods and kinds == turn * (len(steps) // length):
                 yield from (index for _, index in steps[length - 1 :: length])
                 return
         yield end
