@@ -175,6 +175,23 @@ def test_a_loop_over_a_list_leaves_the_list_as_it_was() -> None:
     assert death(model, Runtime.EAGER, 1) == 7
 
 
+def test_a_line_that_hands_modules_to_a_method_is_run_turn_by_turn() -> None:
+    """`for pair in self.ups: x = self._block(pair, cat([x, skip]))`: each turn lets go of the x of the one before."""
+    line = "5: x = self._block(pair, torch.cat([x, skip], 1))"
+    ups = graph(
+        ("conv2d", (0,), "stem", "1: x = self.stem(x) | 11: return self.conv(x)"),
+        ("concat", (1, 0), "", line),
+        ("conv2d", (2,), "first0", f"{line} | 11: return self.conv(x)"),
+        ("conv2d", (3,), "second0", f"{line} | 11: return self.conv(x)"),
+        ("concat", (4, 0), "", line),
+        ("conv2d", (5,), "first1", f"{line} | 11: return self.conv(x)"),
+        ("conv2d", (6,), "second1", f"{line} | 11: return self.conv(x)"),
+        ("relu", (7,), "act", "7: return self.act(x) | 12: return relu(x)"),
+    )
+    assert death(ups, Runtime.EAGER, 1) == 3
+    assert death(ups, Runtime.EAGER, 4) == 6
+
+
 def test_what_a_helper_method_reads_and_puts_out_lives_until_it_is_done() -> None:
     """Of `self.merge(x)` the lines are unknown (only frames of `forward` are recorded), its operators are not."""
     model = graph(
