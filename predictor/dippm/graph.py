@@ -133,13 +133,15 @@ class ModelGraph:
     def digest(self) -> str:
         """`sha256:` over the canonical JSON form without scopes and sources: the same graph, the same digest.
 
-        Keys are sorted and nothing is spaced. The text is put together here: most operators and values differ in
-        nothing but the ids.
+        An open batch belongs to it, as ONNX Runtime plans such a file in another way; it is written only where it is
+        true, so other graphs keep their digest. Keys are sorted and nothing is spaced. The text is put together here:
+        most operators and values differ in nothing but the ids.
         """
         known: dict[Hashable, tuple[str, ...]] = {}
         body = (
             f'"batch":{self.batch}',
             f'"inputs":{_ids(self.inputs)}',
+            *(('"open_batch":true',) if self.open_batch else ()),
             f'"operators":[{",".join([_operator_text(o, known) for o in self.operators])}]',
             f'"outputs":{_ids(self.outputs)}',
             f'"values":[{",".join([_value_text(v, known) for v in self.values])}]',

@@ -175,7 +175,7 @@ def test_the_digest_is_over_the_canonical_json() -> None:
     )
     second = replace(graph.operators[1], attributes={"p": True, "q": 1}, relax=())
     odd = replace(graph, operators=(first, second, *graph.operators[2:]))
-    for one in (graph, odd):
+    for one in (graph, odd, replace(graph, open_batch=True)):
         body = one.to_dict()
         del body["format"]
         for value in body["values"]:
@@ -183,6 +183,7 @@ def test_the_digest_is_over_the_canonical_json() -> None:
         for operator in body["operators"]:
             operator.pop("scope", None)
             operator.pop("source", None)
+        assert ("open_batch" in body) == one.open_batch, "every graph that has none keeps its digest"
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         assert one.digest == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
