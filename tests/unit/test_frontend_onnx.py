@@ -273,6 +273,18 @@ def test_what_pytorch_computes_in_every_pass_is_an_operator(tmp_path: Path) -> N
     assert Counter(o.kind for o in other.operators) == {"embedding": 1, "add": 1, "where": 1}, "a weight like any"
 
 
+def test_a_chain_of_what_is_computed_may_be_as_long_as_a_file(tmp_path: Path) -> None:
+    length = 3000  # three times what Python's stack holds
+    nodes = [helper.make_node("Add", [f"v{i}", "c"], [f"v{i + 1}"]) for i in range(length)]
+    nodes.append(helper.make_node("Add", ["x", f"v{length}"], ["y"]))
+    weights = {"v0": np.ones(3, np.float32), "c": np.ones(3, np.float32)}
+    model = model_of(nodes, {"x": (1, ["b", 3])}, ["y"], weights)
+    model.producer_name = "pytorch"
+    graph = load(tmp_path, model)
+    assert len(named(graph, "add")) == length + 1
+    assert set(graph.edges) == {(i, i + 1) for i in range(length)}, "each behind the one that it works on"
+
+
 def test_a_loop_is_refused_with_the_way_out(tmp_path: Path) -> None:
     ends = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("go", "on")]
     state = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3]) for n in ("s", "t")]

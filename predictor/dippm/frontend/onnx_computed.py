@@ -9,6 +9,7 @@ and buffers are initializers). One that counts up by one is what `torch.arange` 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -28,18 +29,25 @@ def with_computed(static: StaticGraph) -> list[OnnxNode]:
     nodes: list[OnnxNode] = []
     placed: set[str] = set()
 
-    def place(node: OnnxNode) -> None:
-        """The node behind what it works on (a chain of positions has a handful of nodes)."""
+    def makers(node: OnnxNode) -> Iterator[OnnxNode]:
+        """What makes the operands of a node and is not placed yet."""
         for name in node.inputs:
             maker = static.computed.get(name) or _range_of(static, name)
             if maker is None or name in placed or static.specs[name].numel < 2 or _is_setting(node, name):
                 continue
             placed.update(maker.outputs)
-            place(maker)
-        nodes.append(node)
+            yield maker
 
     for node in static.nodes:
-        place(node)
+        waiting = [(node, makers(node))]  # each behind what it works on; a chain may be as long as a file
+        while waiting:
+            reader, missing = waiting[-1]
+            maker = next(missing, None)
+            if maker is None:
+                nodes.append(reader)
+                waiting.pop()
+            else:
+                waiting.append((maker, makers(maker)))
     return nodes
 
 
