@@ -14,7 +14,7 @@ from tests.unit.test_fetch_skim import write_onnx
 
 from dippm.artifact import Artifact, open_artifact
 from dippm.errors import InputShapeError
-from dippm.frontend import InputSpec, load_graph
+from dippm.frontend import InputSpec, kept_graphs, load_graph
 from dippm.frontend.batch_template import NotLinear, at_batch, template_of
 from dippm.frontend.kept_graphs import KeptGraphs
 from dippm.graph import ModelGraph
@@ -155,6 +155,22 @@ def test_another_batch_is_not_converted_again(tmp_path: Path, exported: Path, ki
     assert other_process.load(artifact, content="new upload", batch=16) == first
     other_process.settle()
     assert len(counting.batches) == 6
+
+
+def test_graphs_of_another_form_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_onnx(tmp_path / "m.onnx", width=64)
+    artifact, counting = open_artifact(tmp_path / "m.onnx"), Counting()
+    kept = Kept(tmp_path / "kept", 10_000_000)
+    for form, converted in (("same", 3), ("other", 6), ("same", 6)):
+        with monkeypatch.context() as patched:
+            if form == "other":
+                patched.setattr(kept_graphs, "FORM", kept_graphs.FORM + 1)
+            graphs = KeptGraphs(kept, counting)
+            graphs.load(artifact, content="c", batch=16)
+            graphs.load(artifact, content="c", batch=16)
+            graphs.settle()
+            graphs.load(artifact, content="c", batch=32)
+        assert len(counting.batches) == converted, "neither a graph nor a template of the other one"
 
 
 def test_damaged_graphs_are_converted_again(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ from dippm.version import VERSION
 
 logger = logging.getLogger(__name__)
 
+FORM = 2
+"""Raised whenever a door makes another graph of the same file: graphs that were kept before answer no longer."""
+
 _ONE_AT_A_TIME = threading.Semaphore(1)
 """Templates are learned by one thread at once: each parse of another batch is a process of its own."""
 _LEARNT_AT = (3, 8)
@@ -133,4 +136,4 @@ def _template(graph_at: Callable[[int], ModelGraph], asked: int) -> dict[str, An
 def _key(artifact: Artifact, content: str, inputs: tuple[InputSpec, ...] | None) -> str:
     described = None if inputs is None else [asdict(one) for one in inputs]
     # The name too: notes of a graph may quote it, and it is somebody's.
-    return json.dumps([VERSION, artifact.format, content, artifact.uri, described])
+    return json.dumps([VERSION, FORM, artifact.format, content, artifact.uri, described])
