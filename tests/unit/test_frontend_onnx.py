@@ -240,6 +240,33 @@ def test_a_graph_tells_whether_its_file_leaves_the_batch_open(tmp_path: Path) ->
     assert ModelGraph.from_dict(opened.to_dict()) == opened
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    ("inputs", "is_open"),
+    [
+        ({"x": (1, ["b", 3]), "steps": (1, [1, 1])}, True),
+        ({"x": (1, [0, 3]), "steps": (1, [0, 1])}, True),
+        ({"scale": (1, []), "x": (1, ["sequence", 3])}, True),
+        ({"x": (1, [4, 3]), "tokens": (1, ["n", 1])}, False),
+        ({"x": (1, [1, 3]), "tokens": (1, [0, 1])}, False),
+    ],
+)  # fmt: skip
+def test_the_batch_is_open_where_the_axis_that_was_bound_is(
+    tmp_path: Path, inputs: dict[str, tuple[int, list[int | str]]], is_open: bool, batch: int
+) -> None:
+    graph = load(tmp_path, model_of([helper.make_node("Add", list(inputs), ["y"])], inputs, ["y"]), batch)
+    assert graph.values[graph.outputs[0]].spec.shape == (batch, 3)
+    assert graph.open_batch == is_open, "whatever the batch asked for"
+
+
+def test_a_first_dimension_of_0_is_no_batch_that_a_file_fixes(tmp_path: Path) -> None:
+    model = model_of([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": (1, [0, 3])}, ["y"])
+    assert load(tmp_path, model, 2).open_batch
+    fixed = model_of([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": (1, [1, 3])}, ["y"])
+    with pytest.raises(InputShapeError, match="fixed batch of 1"):
+        load(tmp_path, fixed, 2)
+
+
 def positions(producer: str) -> onnx.ModelProto:
     """An embedding of tokens and of positions, hidden where a position is below 2: as a module's forward makes it."""
     counted = numpy_helper.from_array(np.arange(5, dtype=np.int64).reshape(1, 5))

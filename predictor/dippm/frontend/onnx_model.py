@@ -14,7 +14,7 @@ So the graph is of the network as PyTorch runs it. A runtime that folds batch no
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dippm.errors import InputShapeError
@@ -43,7 +43,8 @@ def graph_of_onnx(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | Non
 
 def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:
     """The same for a model that is read and checked."""
-    bound, file_batch = bind_inputs(file, batch, inputs, shown)
+    binding = bind_inputs(file, batch, inputs, shown)
+    bound, file_batch = binding.inputs, binding.file_batch
     try:
         static = fold(file, bound, file_batch=file_batch, batch=batch)
     except InputShapeError as error:
@@ -66,14 +67,23 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
         graph,
         restored=restored_in(steps),
         notes=tuple(notes_on(file.model, steps)),
-        open_batch=leaves_batch_open(file),
+        open_batch=binding.open_batch,
     )
 
 
-def leaves_batch_open(file: OnnxFile) -> bool:
-    """Whether the first dimension of an input is a symbol, or not said."""
-    shapes = [i.type.tensor_type.shape.dim for i in file.model.graph.input if i.name not in file.weights]
-    return any(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in shapes)
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The inputs of a model at a batch, which is bound to the first dimension of each that has any."""
+
+    inputs: dict[str, TensorSpec]
+    """Shape (with the batch) and dtype by name."""
+    file_batch: int | None
+    """The batch that the file fixes, where it is not the one asked for."""
+    open_batch: bool
+    """Whether the file leaves open what was bound in the first input that has a dimension.
+
+    That one says what the batch is: others beside it may have a first dimension that is none (steps, layers, tokens).
+    """
 
 
 def _fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:
@@ -83,10 +93,8 @@ def _fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:
     )
 
 
-def bind_inputs(
-    file: OnnxFile, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str
-) -> tuple[dict[str, TensorSpec], int | None]:
-    """Shape and dtype of every model input at `batch`, and the batch that the file fixes where it is another one.
+def bind_inputs(file: OnnxFile, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> Binding:
+    """Bind every model input to `batch`. A first dimension of 0 is open like one that is a symbol, or not said.
 
     Raises InputShapeError, naming the input and what is missing.
     """
@@ -94,6 +102,8 @@ def bind_inputs(
     asked = asked_by_name([i.name for i in declared], inputs, shown)
     bound: dict[str, TensorSpec] = {}
     file_batch: int | None = None
+    fixed: list[int | None] = []
+    """The first dimension of each input that has one, as the file fixes it; None where it is open."""
     for value in declared:
         dims = value.type.tensor_type.shape.dim
         own = [d.dim_value if d.HasField("dim_value") else None for d in dims]
@@ -116,12 +126,14 @@ def bind_inputs(
             )
         else:
             shape = (batch, *(d for d in own[1:] if d is not None))
-        if own and own[0] is not None and own[0] != batch:
-            file_batch = own[0]
+        if shape:
+            first = (own[0] or None) if own else None
+            fixed.append(first)
+            file_batch = first if first not in (None, batch) else file_batch
         bound[value.name] = TensorSpec(shape, dtype_of(value.type.tensor_type.elem_type))
     if not bound:
         raise InputShapeError(f"{shown} has no input: is it a model?")
-    return bound, file_batch
+    return Binding(bound, file_batch, open_batch=bool(fixed) and fixed[0] is None)
 
 
 def _spelled(dims: object) -> str:
