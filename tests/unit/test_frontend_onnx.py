@@ -278,7 +278,8 @@ def positions(producer: str) -> onnx.ModelProto:
         helper.make_node("Gather", ["places", "/m/Constant_output_0"], ["p"], name="/m/places/Gather"),
         helper.make_node("Add", ["w", "p"], ["s"], name="/m/Add"),
         helper.make_node("Unsqueeze", ["/m/Greater_output_0", "last"], ["g"], name="/m/Unsqueeze"),
-        helper.make_node("Where", ["g", "s", "zero"], ["y"], name="/m/Where"),
+        helper.make_node("Where", ["g", "s", "zero"], ["h"], name="/m/Where"),
+        helper.make_node("Gather", ["h", "/m/Constant_output_0"], ["y"], name="/m/Gather", axis=1),
     ]
     weights = {
         "two": np.array(2, np.int64), "last": np.array([2], np.int64), "zero": np.array(0, np.float32),
@@ -291,13 +292,41 @@ def positions(producer: str) -> onnx.ModelProto:
 
 def test_what_pytorch_computes_in_every_pass_is_an_operator(tmp_path: Path) -> None:
     graph = load(tmp_path, positions("pytorch"))
-    made = ["arange", "embedding", "embedding", "add", "multiply", "compare", "where"]
+    made = ["arange", "embedding", "embedding", "add", "multiply", "compare", "where", "index"]
     assert sorted(o.kind for o in graph.operators if o.kind not in ("reshape", "unsqueeze")) == sorted(made)
     count = next(o for o in graph.operators if o.kind == "arange")
     assert count.scope == ("", "m")
     assert graph.values[count.outputs[0]].spec.shape == (5,)
     other = load(tmp_path, positions("somebody"))
-    assert Counter(o.kind for o in other.operators) == {"embedding": 1, "add": 1, "where": 1}, "a weight like any"
+    assert Counter(o.kind for o in other.operators) == {"embedding": 1, "add": 1, "where": 1, "index": 1}, (
+        "a weight like any"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "made"),
+    [
+        ("/m/Constant_output_0", [0, 1, 2], True),
+        ("/m/Constant_3_output_0", [[2, 3, 4]], True),  # PyTorch 2.13, dynamo=False: arange(3).unsqueeze(0) + 2
+        ("onnx::Gather_3", [0, 1, 2], False),  # the same: x[:, [0, 1, 2]]
+        ("/m/Constant_output_0", [2, 3], False),  # the same: a shape, where a slice is assigned to
+        ("/m/Constant_output_0", [0, 2, 4], False),
+        ("/m/Constant_output_0", [[0, 1], [2, 3]], False),
+    ],
+)  # fmt: skip
+def test_a_constant_that_counts_up_in_a_scope_is_made_by_arange(
+    tmp_path: Path, name: str, entries: list[int], made: bool
+) -> None:
+    value = numpy_helper.from_array(np.array(entries, np.int64))
+    nodes = [
+        helper.make_node("Constant", [], [name], value=value),
+        helper.make_node("Gather", ["x", name], ["y"], name="/m/Gather", axis=1),
+    ]
+    for producer in ("pytorch", "onnx.quantize"):
+        model = model_of(nodes, {"x": (1, ["b", 5])}, ["y"])
+        model.producer_name = producer
+        kinds = {o.kind for o in load(tmp_path, model).operators}
+        assert ("arange" in kinds) == (made and producer == "pytorch"), producer
 
 
 def test_a_chain_of_what_is_computed_may_be_as_long_as_a_file(tmp_path: Path) -> None:

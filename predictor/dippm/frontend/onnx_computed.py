@@ -23,9 +23,15 @@ _MAKE_ALONE = frozenset({"ConstantOfShape", "Range"})
 
 _SCOPED = re.compile(r"(/.*/Constant(?:_\d+)?)_output_0")
 
+_SHORTEST = 3
+"""Fewest entries that tell a count from two numbers that happen to follow each other."""
+
 
 def with_computed(static: StaticGraph) -> list[OnnxNode]:
-    """The nodes of a graph with those that make what they work on; a number is an argument, which nobody makes."""
+    """The nodes of a file that PyTorch wrote with those that make what they work on.
+
+    A number is an argument, which nobody makes.
+    """
     nodes: list[OnnxNode] = []
     placed: set[str] = set()
 
@@ -52,9 +58,13 @@ def with_computed(static: StaticGraph) -> list[OnnxNode]:
 
 
 def _range_of(static: StaticGraph, name: str) -> OnnxNode | None:
-    """The node that makes a constant which counts up, if it stands in a module's scope."""
+    """The node that makes a constant which counts up, if it stands in a module's scope.
+
+    It counts from wherever it does: `arange(past, past + length)` and `arange(length) + 2` are written as what they
+    come to. Lists of indices have no scope there (`onnx::Gather_3`); two numbers may well be a shape (`2, 3`).
+    """
     scoped, elements = _SCOPED.fullmatch(name), static.constants.get(name)
-    if scoped is None or elements is None or elements.size < 2 or elements.dtype.kind != "i":
+    if scoped is None or elements is None or elements.size < _SHORTEST or elements.dtype.kind != "i":
         return None
     if elements.size != max(elements.shape) or (np.diff(elements.reshape(-1)) != 1).any():
         return None

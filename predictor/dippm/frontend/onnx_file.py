@@ -43,6 +43,11 @@ class OnnxFile:
     """Those initializers whose data is kept: small ones, which shape arithmetic may need."""
     opset: int
 
+    @property
+    def by_pytorch(self) -> bool:
+        """Whether one of PyTorch's exporters wrote it, which says what its nodes on constants are."""
+        return bool(self.model.producer_name == "pytorch")
+
 
 def read_onnx(path: Path, shown: str) -> OnnxFile:
     """Read a file; `shown` is how errors name it.

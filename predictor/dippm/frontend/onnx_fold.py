@@ -77,7 +77,7 @@ class _Folder:
         self._constant_nodes: dict[Hashable, Literal] = {}
         self._shapes: dict[Hashable, Literal] = {}
         self._inference = Inference(file.model, file.opset)
-        self._as_run = file.model.producer_name == "pytorch"
+        self._as_run = file.by_pytorch
         """Whether operators on weights alone are run in every pass: PyTorch's exporters fold what is not."""
         for name, spec in file.weights.items():
             self._specs[name] = self._static.weights[name] = spec

@@ -53,15 +53,15 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     if file_batch is not None and not any(static.specs[o].shape[:1] == (batch,) for o in outputs):
         raise _fixed_batch(shown, file_batch, batch)
     wanted = frozenset(outputs)
-    static.nodes = with_computed(static)
+    if file.by_pytorch:
+        static.nodes = with_computed(static)
     steps = steps_of(static)
-    by_pytorch = file.model.producer_name == "pytorch"
-    if not by_pytorch:
+    if not file.by_pytorch:
         steps, bound = channels_first(steps, static, bound, wanted)
     steps = put_clones_back(steps, static, wanted)
     steps = fuse_attention(fuse(steps, static, wanted), static, wanted)
     steps = put_back(without_the_dead(steps, wanted), static)
-    mark_in_place(steps, static, wanted, by_pytorch=by_pytorch)
+    mark_in_place(steps, static, wanted, by_pytorch=file.by_pytorch)
     graph = graph_of_program(program_of(steps, static, bound, outputs), batch=batch, format="onnx")
     return replace(
         graph,
