@@ -341,6 +341,35 @@ def test_a_chain_of_what_is_computed_may_be_as_long_as_a_file(tmp_path: Path) ->
     assert set(graph.edges) == {(i, i + 1) for i in range(length)}, "each behind the one that it works on"
 
 
+def test_a_large_table_of_whole_numbers_in_a_module_is_filled_in_every_pass(tmp_path: Path) -> None:
+    def adds(name: str, dtype: type) -> ModelGraph:
+        table = numpy_helper.from_array(np.ones((64, 64), dtype=dtype))
+        nodes = [
+            helper.make_node("Constant", [], [f"{name}_output_0"], name=name, value=table),
+            helper.make_node("Add", ["x", f"{name}_output_0"], ["y"], name="/m/Add"),
+        ]
+        kind = TensorProto.INT64 if dtype is np.int64 else TensorProto.DOUBLE
+        model = model_of(nodes, {"x": (kind, ["b", 64, 64])}, [])
+        model.graph.output.append(helper.make_tensor_value_info("y", kind, None))
+        model.producer_name = "pytorch"
+        return load(tmp_path, model)
+
+    assert [o.kind for o in adds("/m/Constant_3", np.int64).operators] == ["full", "add"]
+    assert [o.kind for o in adds("/m/Constant_3", np.float64).operators] == ["add"], "a buffer, as masks are"
+    assert [o.kind for o in adds("table", np.int64).operators] == ["add"], "nothing says that a module made it"
+
+
+def test_a_mask_that_alternates_does_not_count(tmp_path: Path) -> None:
+    mask = numpy_helper.from_array(np.array([False, True, False, True]))
+    nodes = [
+        helper.make_node("Constant", [], ["/m/Constant_output_0"], name="/m/Constant", value=mask),
+        helper.make_node("Where", ["/m/Constant_output_0", "x", "z"], ["y"], name="/m/Where"),
+    ]
+    model = model_of(nodes, {"x": (1, ["b", 4]), "z": (1, ["b", 4])}, ["y"])
+    model.producer_name = "pytorch"
+    assert [o.kind for o in load(tmp_path, model).operators] == ["where"]
+
+
 def test_a_loop_is_refused_with_the_way_out(tmp_path: Path) -> None:
     ends = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("go", "on")]
     state = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3]) for n in ("s", "t")]

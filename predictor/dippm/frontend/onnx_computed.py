@@ -3,7 +3,8 @@
 A file that PyTorch wrote says so in its nodes. Their elements are needed where they are shapes (`onnx_fold` computes
 them); where another operator works on them they are operators as any other, in the place where they are first read.
 The TorchScript-based exporter computes some of them itself, and leaves a constant inside of a module's scope (weights
-and buffers are initializers). One that counts up by one is what `torch.arange` made.
+and buffers are initializers). One that counts up by one is what `torch.arange` made; a table of whole numbers that is
+too large to be read was written by one operator at least, and is taken to be filled by one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def with_computed(static: StaticGraph) -> list[OnnxNode]:
     def makers(node: OnnxNode) -> Iterator[OnnxNode]:
         """What makes the operands of a node and is not placed yet."""
         for name in node.inputs:
-            maker = static.computed.get(name) or _range_of(static, name)
+            maker = static.computed.get(name) or _table_of(static, name)
             if maker is None or name in placed or static.specs[name].numel < 2 or _is_setting(node, name):
                 continue
             placed.update(maker.outputs)
@@ -57,16 +58,21 @@ def with_computed(static: StaticGraph) -> list[OnnxNode]:
     return nodes
 
 
-def _range_of(static: StaticGraph, name: str) -> OnnxNode | None:
-    """The node that makes a constant which counts up, if it stands in a module's scope.
+def _table_of(static: StaticGraph, name: str) -> OnnxNode | None:
+    """The node that makes a table of whole numbers which stands in a module's scope.
 
     It counts from wherever it does: `arange(past, past + length)` and `arange(length) + 2` are written as what they
     come to. Lists of indices have no scope there (`onnx::Gather_3`); two numbers may well be a shape (`2, 3`).
     """
-    scoped, elements = _SCOPED.fullmatch(name), static.constants.get(name)
-    if scoped is None or elements is None or elements.size < _SHORTEST or elements.dtype.kind != "i":
+    scoped = _SCOPED.fullmatch(name)
+    if scoped is None or not static.specs[name].dtype.startswith(("int", "bool")):
         return None
-    if elements.size != max(elements.shape) or (np.diff(elements.reshape(-1)) != 1).any():
+    elements = static.constants.get(name)
+    if elements is None:  # too large to be read
+        return OnnxNode(onnx.helper.make_node("ConstantOfShape", [], [name], name=scoped[1]))
+    if elements.size < _SHORTEST or elements.size != max(elements.shape) or elements.dtype.kind != "i":
+        return None
+    if (np.diff(elements.reshape(-1)) != 1).any():
         return None
     return OnnxNode(onnx.helper.make_node("Range", [], [name], name=scoped[1]))
 
