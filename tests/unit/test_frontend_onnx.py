@@ -273,6 +273,24 @@ def test_what_pytorch_computes_in_every_pass_is_an_operator(tmp_path: Path) -> N
     assert Counter(o.kind for o in other.operators) == {"embedding": 1, "add": 1, "where": 1}, "a weight like any"
 
 
+def test_a_large_table_of_whole_numbers_in_a_module_is_filled_in_every_pass(tmp_path: Path) -> None:
+    def adds(name: str, dtype: type) -> ModelGraph:
+        table = numpy_helper.from_array(np.ones((64, 64), dtype=dtype))
+        nodes = [
+            helper.make_node("Constant", [], [f"{name}_output_0"], name=name, value=table),
+            helper.make_node("Add", ["x", f"{name}_output_0"], ["y"], name="/m/Add"),
+        ]
+        kind = TensorProto.INT64 if dtype is np.int64 else TensorProto.DOUBLE
+        model = model_of(nodes, {"x": (kind, ["b", 64, 64])}, [])
+        model.graph.output.append(helper.make_tensor_value_info("y", kind, None))
+        model.producer_name = "pytorch"
+        return load(tmp_path, model)
+
+    assert [o.kind for o in adds("/m/Constant_3", np.int64).operators] == ["full", "add"]
+    assert [o.kind for o in adds("/m/Constant_3", np.float64).operators] == ["add"], "a buffer, as masks are"
+    assert [o.kind for o in adds("table", np.int64).operators] == ["add"], "nothing says that a module made it"
+
+
 def test_a_loop_is_refused_with_the_way_out(tmp_path: Path) -> None:
     ends = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("go", "on")]
     state = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3]) for n in ("s", "t")]

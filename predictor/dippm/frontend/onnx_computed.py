@@ -3,7 +3,8 @@
 A file that PyTorch wrote says so in its nodes. Their elements are needed where they are shapes (`onnx_fold` computes
 them); where another operator works on them they are operators as any other, in the place where they are first read.
 The TorchScript-based exporter computes some of them itself, and leaves a constant inside of a module's scope (weights
-and buffers are initializers). One that counts up by one is what `torch.arange` made.
+and buffers are initializers). One that counts up by one is what `torch.arange` made; a table of whole numbers that is
+too large to be read was written by one operator at least, and is taken to be filled by one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def with_computed(static: StaticGraph) -> list[OnnxNode]:
     def place(node: OnnxNode) -> None:
         """The node behind what it works on (a chain of positions has a handful of nodes)."""
         for name in node.inputs:
-            maker = static.computed.get(name) or _range_of(static, name)
+            maker = static.computed.get(name) or _table_of(static, name)
             if maker is None or name in placed or static.specs[name].numel < 2 or _is_setting(node, name):
                 continue
             placed.update(maker.outputs)
@@ -43,12 +44,15 @@ def with_computed(static: StaticGraph) -> list[OnnxNode]:
     return nodes
 
 
-def _range_of(static: StaticGraph, name: str) -> OnnxNode | None:
-    """The node that makes a constant which counts up, if it stands in a module's scope."""
-    scoped, elements = _SCOPED.fullmatch(name), static.constants.get(name)
-    if scoped is None or elements is None or elements.size < 2 or elements.dtype.kind != "i":
+def _table_of(static: StaticGraph, name: str) -> OnnxNode | None:
+    """The node that makes a table of whole numbers which stands in a module's scope."""
+    scoped = _SCOPED.fullmatch(name)
+    if scoped is None or not static.specs[name].dtype.startswith(("int", "bool")):
         return None
-    if elements.size != max(elements.shape) or (np.diff(elements.reshape(-1)) != 1).any():
+    elements = static.constants.get(name)
+    if elements is None:  # too large to be read
+        return OnnxNode(onnx.helper.make_node("ConstantOfShape", [], [name], name=scoped[1]))
+    if elements.size != max(elements.shape, default=0) or (np.diff(elements.reshape(-1)) != 1).any():
         return None
     return OnnxNode(onnx.helper.make_node("Range", [], [name], name=scoped[1]))
 

@@ -123,11 +123,9 @@ def _where(g: Given) -> Emitted:
 
 
 def _full(g: Given) -> Emitted:
-    value = g.constant_of(g.step.outputs[0])
-    if value is None or not value.size:
-        return None
-    kind = getattr(torch, g.out.dtype)
-    return g.call(aten.full.default, list(g.out.shape), value.reshape(-1)[0].item(), dtype=kind, device="meta")
+    elements = g.constant_of(g.step.outputs[0])
+    number = 0 if elements is None or not elements.size else elements.reshape(-1)[0].item()
+    return g.call(aten.full.default, list(g.out.shape), number, dtype=getattr(torch, g.out.dtype), device="meta")
 
 
 def _range(g: Given) -> Emitted:
