@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from dippm.graph import FLOAT_DTYPES, ModelGraph, Operator, ValueKind
+from dippm.graph import ModelGraph, Operator
 from dippm.strides import Strides, contiguous, expanded, is_contiguous, reshaped
 
 MATMUL, BATCHED, LINEAR = "aten.matmul.", "aten.bmm.", "aten.linear."
@@ -30,7 +30,7 @@ class Operand:
 
     @property
     def turned(self) -> Operand:
-        """With its last two dimensions swapped (`mT`); a view of a weight is none in inference."""
+        """With its last two dimensions swapped (`mT`)."""
         shape, strides = self.shape, self.strides
         return Operand((*shape[:-2], shape[-1], shape[-2]), (*strides[:-2], strides[-1], strides[-2]))
 
@@ -53,11 +53,12 @@ class Copies:
 
 
 def product_copies(
-    graph: ModelGraph, operator: Operator, strides: Sequence[Strides], *, recorded: bool = False
+    graph: ModelGraph, operator: Operator, strides: Sequence[Strides], needs: Sequence[bool] | None = None
 ) -> Copies | None:
     """Copies of one `aten.matmul`, `aten.bmm` or `aten.linear`; None for any other call.
 
-    `recorded`: gradients are, so that a view of a weight requires one as well.
+    `needs`: of each value whether it requires a gradient, where gradients are recorded
+    (`dippm.replay.saved.require_gradients`). Without it no weight does: so was measured (`requires_grad_(False)`).
     """
     if len(operator.inputs) < 2 or not operator.target.startswith((MATMUL, BATCHED, LINEAR)):
         return None
@@ -65,7 +66,7 @@ def product_copies(
         Operand(
             graph.values[i].spec.shape,
             strides[i],
-            graph.values[i].kind is ValueKind.PARAMETER and graph.values[i].spec.dtype in FLOAT_DTYPES,
+            needs is not None and needs[i],
         )
         for i in operator.inputs[:2]
     )
@@ -73,14 +74,17 @@ def product_copies(
         return Copies(dense=_batched(first, second))
     if operator.target.startswith(MATMUL):
         return matmul_copies(first, second)
-    return linear_copies(first, second, biased=len(operator.inputs) > 2, recorded=recorded)
+    return linear_copies(first, second, biased=len(operator.inputs) > 2, recorded=needs is not None)
 
 
 def linear_copies(given: Operand, weight: Operand, *, biased: bool, recorded: bool = False) -> Copies:
-    """Copies of `linear` (`aten/src/ATen/native/Linear.cpp`): one product with a bias where rows lie densely."""
+    """Copies of `linear` (`aten/src/ATen/native/Linear.cpp`): one product with a bias where rows lie densely.
+
+    With gradients `recorded` the turned weight requires one where the weight does.
+    """
     if len(weight.shape) != 2:
         return Copies()
-    turned = replace(weight.turned, needs_gradient=recorded)
+    turned = replace(weight.turned, needs_gradient=recorded and weight.needs_gradient)
     if biased and len(given.shape) > 2 and is_contiguous(given.shape, given.strides):
         return Copies()
     return matmul_copies(given, turned)

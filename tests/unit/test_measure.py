@@ -245,21 +245,32 @@ class TwoGpus(types.ModuleType):
     def nvmlInit(self) -> None:  # noqa: N802  (NVML's own name)
         pass
 
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
         return index
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        return uuid
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return ("GPU-c6b42b8e-efca-49d5-4e37-61d47ea07ff4", "GPU-a9f6fcb6-c495-b1fb-2267-53255ec03692")[handle]
 
 
 @pytest.mark.parametrize(
-    ("visible", "handle"), [(None, 0), ("", 0), ("1", 1), ("1,0", 1), ("GPU-a9f6fcb6,GPU-c6b42b8e", "GPU-a9f6fcb6")]
+    ("visible", "handle"), [(None, 0), ("", 0), ("1", 1), ("1,0", 1), ("GPU-a9f6fcb6,GPU-c6b42b8e", 1)]
 )
 def test_the_driver_is_asked_about_the_gpu_that_cuda_uses(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, handle: int | str
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, handle: int
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", TwoGpus("pynvml"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert open_gpu().handle == handle
+
+
+@pytest.mark.parametrize("visible", ["2", "-1", "NoDevFiles", "GPU-0"])
+def test_a_gpu_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", TwoGpus("pynvml"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UnknownDevice, match=f"CUDA_VISIBLE_DEVICES begins with {visible}, which is none .* 2 GPUs"):
+        open_gpu()

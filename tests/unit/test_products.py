@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dippm.products import Copies, Operand, linear_copies, matmul_copies
+from dippm.case import Case
+from dippm.frontend import graph_from_module
+from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.network.rules import workspace_rules
+from dippm.network.workload import workloads
+from dippm.products import Copies, Operand, linear_copies, matmul_copies, product_copies
+from dippm.replay.saved import require_gradients
+from dippm.strides import strides_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +28,7 @@ def operand(tensor: torch.Tensor) -> Operand:
     return Operand(tuple(tensor.shape), tensor.stride())
 
 
-def copied_by_pytorch(first: torch.Tensor, second: torch.Tensor) -> int:
+def copied_by_pytorch(first: torch.Tensor, second: torch.Tensor, *, recorded: bool = False) -> int:
     """Elements that the clones inside `torch.matmul` make."""
     elements = 0
 
@@ -33,7 +40,7 @@ def copied_by_pytorch(first: torch.Tensor, second: torch.Tensor) -> int:
                 elements += out.numel()
             return out
 
-    with torch.no_grad(), Watching():
+    with torch.set_grad_enabled(recorded), Watching():
         torch.matmul(first, second)
     return elements
 
@@ -85,8 +92,46 @@ def test_a_weight_before_a_batch_folds_it_and_turns_the_result_round() -> None:
     assert found == Copies(second=rows.numel(), dense=4 * 49 * 8)
 
 
+class ByView(torch.nn.Module):
+    """A strided picture times a view of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(8, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2) @ self.weight.t()
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_view_of_a_weight_is_folded_where_gradients_are_recorded(recorded: bool) -> None:
+    module, x = ByView().requires_grad_(recorded), torch.empty(4, 32, 49)
+    graph = graph_from_module(module.eval(), [x], batch=4)
+    needs = require_gradients(graph) if recorded else None
+    found = [product_copies(graph, operator, strides_of(graph), needs) for operator in graph.operators]
+    (copies,) = [c for c in found if c is not None]
+    with torch.set_grad_enabled(recorded):
+        turned = module.weight.t()
+    assert copies.first + copies.second == copied_by_pytorch(x.transpose(1, 2), turned, recorded=recorded)
+    assert (copies.first == x.numel()) is recorded
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "copied"),
+    [("bfloat16", "float32", 4), ("float16", "float32", 0), ("float32", "float32", 0), ("float32", None, 0)],
+)
+def test_a_softmax_in_another_dtype_casts_what_it_reads(dtype: str, asked: str | None, copied: int) -> None:
+    spec = TensorSpec((4, 8, 64), dtype)
+    attributes = {"dim": -1} if asked is None else {"dim": -1, "dtype": asked}
+    values = Value(spec, ValueKind.INPUT), Value(spec, ValueKind.RESULT, 0)
+    softmax = Operator("softmax", "aten.softmax.int", (0,), (1,), attributes)
+    graph = ModelGraph(values, (softmax,), (0,), (1,), batch=4)
+    rules = workspace_rules(graph, Case(4), workloads(graph), strides_of(graph))
+    assert rules.workspaces == (copied * spec.numel,)
+
+
 def test_a_linear_layer_copies_strided_rows_only_where_gradients_are_recorded() -> None:
-    weight = Operand((8, 32), (32, 1))
+    weight = Operand((8, 32), (32, 1), needs_gradient=True)
     turned = torch.empty(4, 32, 49, device="meta").transpose(1, 2)
     assert linear_copies(operand(turned), weight, biased=True) == Copies()
     assert linear_copies(operand(turned), weight, biased=True, recorded=True) == Copies(first=turned.numel())

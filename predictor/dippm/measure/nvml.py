@@ -44,28 +44,36 @@ class Gpu:
 
 
 def open_gpu() -> Gpu:
-    """Opens NVML in this process, for the GPU that is CUDA's first. Raises pynvml.NVMLError where there is no driver.
+    """Opens NVML in this process, for the GPU that is CUDA's first. Raises pynvml.NVMLError where there is no driver,
+    UnknownDevice where `CUDA_VISIBLE_DEVICES` names none that the driver has.
 
-    NVML does not heed `CUDA_VISIBLE_DEVICES`; that names a GPU by number or UUID (CUDA C++ Programming Guide, "CUDA
-    Environment Variables"). Numbers are NVML's own where `CUDA_DEVICE_ORDER` is `PCI_BUS_ID` or all GPUs are alike.
+    NVML does not heed that variable, which names GPUs by number or by the beginning of a UUID (CUDA C++ Programming
+    Guide, "CUDA Environment Variables"). Numbers are NVML's own where `CUDA_DEVICE_ORDER` is `PCI_BUS_ID` or all GPUs
+    are alike.
     """
     import pynvml
 
     pynvml.nvmlInit()
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
-    if first.isdecimal():
-        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(first)))
-    return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(first))
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    if first.isdecimal() and int(first) < len(handles):
+        return Gpu(pynvml, handles[int(first)])
+    for handle in handles:
+        if first.startswith("GPU-") and str(pynvml.nvmlDeviceGetUUID(handle)).startswith(first):
+            return Gpu(pynvml, handle)
+    raise UnknownDevice(
+        f"CUDA_VISIBLE_DEVICES begins with {first}, which is none of this machine's {len(handles)} GPUs"
+    )
 
 
 def require_gpu() -> None:
-    """Raises UnknownDevice where no NVIDIA GPU answers, before anything slow is loaded."""
+    """Raises UnknownDevice where no NVIDIA GPU answers, or not the one asked for, before anything slow is loaded."""
     try:
         import pynvml
     except ModuleNotFoundError as error:
         raise UnknownDevice("dippm measure asks the driver through nvidia-ml-py: pip install 'dippm[train]'") from error
     try:
-        pynvml.nvmlInit()
+        open_gpu()
         pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise UnknownDevice(

@@ -12,6 +12,7 @@ from dippm.network.attention import KIND, attention_workspace
 from dippm.network.recurrent import GATES, recurrent_workspace
 from dippm.network.workload import Workload
 from dippm.products import product_copies
+from dippm.replay.saved import require_gradients
 from dippm.replay.workspace import workspace_bytes
 from dippm.strides import Strides, is_contiguous
 
@@ -21,6 +22,9 @@ buffers cuDNN asks for are no matter of statistics."""
 _DENSE_FIRST = frozenset({"layer_norm", "softmax", "log_softmax"})
 """Kinds whose kernels read dense rows alone: any other operand is copied first (`cuda/layer_norm_kernel.cu`,
 `cuda/SoftMax.cu` in `aten/src/ATen/native`)."""
+
+
+_CAST_INSIDE = frozenset({("float16", "float32"), *((dtype, dtype) for dtype in DTYPE_BYTES)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ def workspace_rules(graph: ModelGraph, case: Case, work: Sequence[Workload], str
     """What the rules say of each operator of a graph that is cast to the case's precision."""
     workspaces = list(workspace_bytes(graph))
     exact, copied = [False] * len(workspaces), [0] * len(workspaces)
+    needs = require_gradients(graph) if case.mode is Mode.AUTOGRAD else None
     for index, (operator, w) in enumerate(zip(graph.operators, work, strict=True)):
         if operator.kind == KIND and len(operator.inputs) >= 3:
             workspaces[index] = attention_workspace(graph, operator, strides, case.runtime)
@@ -51,7 +56,7 @@ def workspace_rules(graph: ModelGraph, case: Case, work: Sequence[Workload], str
             # Statistics are saved for the backward pass; they stay, and are no workspace.
             kept = 0 if case.mode is Mode.AUTOGRAD else _statistics(graph, operator)
             workspaces[index] = copied[index] + kept
-        elif (copies := product_copies(graph, operator, strides, recorded=case.mode is Mode.AUTOGRAD)) is not None:
+        elif (copies := product_copies(graph, operator, strides, needs)) is not None:
             width = DTYPE_BYTES[w.dtype]
             copied[index], exact[index] = copies.total * width, True
             # What `reshape` made is saved for the backward pass; it stays, and is no workspace.
@@ -60,9 +65,16 @@ def workspace_rules(graph: ModelGraph, case: Case, work: Sequence[Workload], str
 
 
 def _dense_first(graph: ModelGraph, operator: Operator, strides: Sequence[Strides]) -> int:
-    """Bytes of the operand's copy; 0 where it is contiguous."""
+    """Bytes of the operand's copy; 0 where it is contiguous.
+
+    A softmax that is asked for another dtype casts its operand first, but for float16 to float32, which its kernel does
+    (`softmax`, `aten/src/ATen/native/SoftMax.cpp`).
+    """
     first = operator.inputs[0]
     spec = graph.values[first].spec
+    asked = operator.attributes.get("dtype") or spec.dtype
+    if isinstance(asked, str) and asked in DTYPE_BYTES and (spec.dtype, asked) not in _CAST_INSIDE:
+        return spec.numel * DTYPE_BYTES[asked]
     return 0 if is_contiguous(spec.shape, strides[first]) else spec.nbytes
 
 

@@ -44,7 +44,7 @@ def saved_for_backward(graph: ModelGraph) -> tuple[int, ...]:
 
     A kind without a rule saves its inputs, which is what most formulas do.
     """
-    needs = _require_gradients(graph)
+    needs = require_gradients(graph)
     copied = _copied_factors(graph, needs)
     saved = (
         value
@@ -57,7 +57,7 @@ def saved_for_backward(graph: ModelGraph) -> tuple[int, ...]:
 
 def kept_extras(graph: ModelGraph) -> tuple[int, ...]:
     """Bytes that each operator makes for its backward pass alone: indices, statistics, log-sum-exps, copies."""
-    needs = _require_gradients(graph)
+    needs = require_gradients(graph)
     return tuple(
         _extra(graph, operator) + sum(copies.values()) if any(needs[i] for i in operator.outputs) else 0
         for operator, copies in zip(graph.operators, _copied_factors(graph, needs), strict=True)
@@ -72,7 +72,7 @@ def _copied_factors(graph: ModelGraph, needs: Sequence[bool]) -> list[dict[int, 
     strides = strides_of(graph)
     found: list[dict[int, int]] = []
     for operator in graph.operators:
-        copies = product_copies(graph, operator, strides, recorded=True)
+        copies = product_copies(graph, operator, strides, needs)
         found.append({})
         if copies is not None and copies.first + copies.second:
             first, second = operator.inputs[:2]
@@ -85,7 +85,7 @@ def _copied_factors(graph: ModelGraph, needs: Sequence[bool]) -> list[dict[int, 
     return found
 
 
-def _require_gradients(graph: ModelGraph) -> list[bool]:
+def require_gradients(graph: ModelGraph) -> list[bool]:
     """Per value whether it requires a gradient: weights do, and what is computed from them in floating point."""
     needs = [v.kind is ValueKind.PARAMETER and v.spec.dtype in FLOAT_DTYPES for v in graph.values]
     for operator in graph.operators:

@@ -138,7 +138,7 @@ def _beside(
 
     seed = args.seed
     searched = _measured(args.known, "caps.parquet", "case", label="min_cap_steady_mib")
-    ran = _measured(args.known, "onnxruntime.parquet", "id", label="status")
+    ran = _measured(args.known, "onnxruntime.parquet", "id", label="memory_mib")
     return [
         *(supplements.declare_paper() if args.paper else ()),
         *supplements.declare_large(
