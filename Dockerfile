@@ -16,7 +16,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/dippm
 WORKDIR /src
 COPY constraints.txt ./
-RUN /opt/dippm/bin/pip install ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "$(grep '^torch==' constraints.txt)"
+# torchvision, which timm needs, must be made for the same torch: it comes from the same index.
+RUN case "${EXTRAS}" in *timm*|*train*) beside=torchvision ;; esac; \
+    /opt/dippm/bin/pip install ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "$(grep '^torch==' constraints.txt)" ${beside:-}
 COPY pyproject.toml README.md LICENSE ./
 COPY predictor predictor
 COPY operator operator

@@ -15,10 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dippm.artifact import open_artifact
 from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsupportedOperator
+from dippm.features import operator_macs
 from dippm.frontend import InputSpec, graph_from_module, load_graph
 from dippm.graph import ModelGraph, Operator, ValueKind
 from dippm.signature import signature
 
+MODELS = Path(__file__).parents[1] / "models"
 RESNET50 = Path(__file__).parents[2] / "examples" / "models" / "resnet50.onnx"
 
 
@@ -166,6 +168,18 @@ def test_a_fixed_batch_is_replaced_where_the_graph_allows_it(tmp_path: Path) -> 
     model = model_of([helper.make_node("Reshape", ["x", "t"], ["y"])], {"x": (1, [1, 3, 4])}, ["y"], weights)
     with pytest.raises(InputShapeError, match=r"fixed batch of 1 .* dynamic"):
         load(tmp_path, model, 8)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt", "swin", "vit"])
+def test_a_batch_that_the_dynamo_exporter_spelled_out_is_replaced_everywhere(name: str) -> None:
+    """Heads and windows are counted with the pictures, and class tokens have a row for each."""
+    path = open_artifact(MODELS / "dynamo" / f"{name}.onnx")
+    own, other = load_graph(path, batch=4), load_graph(path, batch=8)
+    assert [o.kind for o in own.operators] == [o.kind for o in other.operators]
+    macs = [sum(operator_macs(g, o) for o in g.operators) for g in (own, other)]
+    assert macs[1] == 2 * macs[0]
+    sizes = [[g.values[i].spec.numel for o in g.operators for i in o.outputs] for g in (own, other)]
+    assert all(b in (a, 2 * a) for a, b in zip(*sizes, strict=True))
 
 
 def test_missing_shapes_are_asked_for_by_name(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def _named(constructor: str, shown: str) -> tuple[Library, str]:
         library = _LIBRARIES[prefix]()
     except (ImportError, RuntimeError):  # RuntimeError: a torchvision that was made for another torch
         raise ModelFormatError(
-            f"{shown} is weights of {constructor}, which needs {prefix} (and the torchvision that belongs to torch "
-            f"{torch.__version__.partition('+')[0]}): {EXTRA}"
+            f"{shown} is weights of {constructor}, which needs {prefix} and a torchvision made for torch "
+            f"{torch.__version__}: {EXTRA}, torchvision from the index that torch came from"
         ) from None
     known = library.models()
     if name not in known:

@@ -7,6 +7,7 @@ typed by ONNX's shape inference, which is given the constants. So no symbol is l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -207,30 +208,56 @@ class _Folder:
         """A node that spells out the file's batch, in its target shape or in a weight, is given the batch asked for."""
         if node.kind in ("Reshape", "Expand"):
             self._reshape_rebatched(node, file_batch)
-        elif node.kind == "Concat" and file_batch == 1:
-            self._concat_rebatched(node)
+        elif node.kind == "Concat":
+            self._concat_rebatched(node, file_batch)
 
     def _reshape_rebatched(self, node: OnnxNode, file_batch: int) -> None:
         target = self._constants.get(node.inputs[1])
         source = self._specs[node.inputs[0]].shape
         leading = (self._batch,) if node.kind == "Reshape" else (1, self._batch)
-        if target is not None and len(target) and target[0] == file_batch and source and source[0] in leading:
-            name = f"{node.inputs[1]}@{self._batch}"
-            self._numbers(name, [self._batch, *target[1:]])
-            node.read_instead(1, name)
+        if target is None or not len(target) or not source:
+            return
+        if target[0] == file_batch and source[0] in leading:
+            first = self._batch
+        elif node.kind == "Reshape" and self._counts_batches(target.tolist(), source, file_batch):
+            first = int(target[0]) // file_batch * self._batch
+        else:
+            return
+        name = f"{node.inputs[1]}@{self._batch}"
+        self._numbers(name, [first, *target[1:]])
+        node.read_instead(1, name)
 
-    def _concat_rebatched(self, node: OnnxNode) -> None:
-        """A weight of one row beside batches (a class token, whose expansion the exporter folded) is expanded again."""
+    def _counts_batches(self, target: Sequence[int], source: Sequence[int], file_batch: int) -> bool:
+        """Whether a target counts something of every picture (heads, windows) in its first dimension: it holds as much
+        as the source did at the file's batch, and both begin with a multiple of theirs. A batch of 1 would always."""
+        return (
+            file_batch > 1
+            and math.prod(target) * self._batch == math.prod(source) * file_batch
+            and target[0] % file_batch == 0
+            and source[0] % self._batch == 0
+        )
+
+    def _concat_rebatched(self, node: OnnxNode, file_batch: int) -> None:
+        """A weight of a row for each of the file's batch beside batches (a class token, whose expansion the exporter
+        folded) is expanded again, from one row."""
         shapes = {name: self._specs[name].shape for name in node.inputs}
         axis = next((a.i for a in node.proto.attribute if a.name == "axis"), 0)
         ranks = {len(shape) for shape in shapes.values()}
         if len(ranks) != 1 or axis % max(*ranks, 1) == 0 or not any(s[0] == self._batch for s in shapes.values()):
             return
         for position, name in enumerate(node.inputs):
-            if shapes[name][0] == 1 and (name in self._static.weights or name in self._constants):
+            if shapes[name][0] == file_batch and (name in self._static.weights or name in self._constants):
                 rows, expanded = f"{name}@rows", f"{name}@{self._batch}"
                 if expanded not in self._specs:
                     self._numbers(rows, [self._batch, *[1] * (len(shapes[name]) - 1)])
-                    proto = onnx.helper.make_node("Expand", [name, rows], [expanded], name=f"{node.name}_expand")
+                    row = name if file_batch == 1 else self._first_row(name)
+                    proto = onnx.helper.make_node("Expand", [row, rows], [expanded], name=f"{node.name}_expand")
                     self._node(OnnxNode(proto))
                 node.read_instead(position, expanded)
+
+    def _first_row(self, name: str) -> str:
+        row, start, end = f"{name}@row", f"{name}@0", f"{name}@1"
+        self._numbers(start, [0])
+        self._numbers(end, [1])
+        self._node(OnnxNode(onnx.helper.make_node("Slice", [name, start, end], [row], name=f"{name}_row")))
+        return row
