@@ -182,6 +182,18 @@ def test_a_batch_that_the_dynamo_exporter_spelled_out_is_replaced_everywhere(nam
     assert all(b in (a, 2 * a) for a, b in zip(*sizes, strict=True))
 
 
+@pytest.mark.parametrize("target", [[12, 7, 5], [12, 7, -1], [12, -1, 5]])
+def test_heads_are_counted_with_the_pictures(tmp_path: Path, target: list[int]) -> None:
+    weights = {"t": np.array(target, np.int64)}
+    model = model_of([helper.make_node("Reshape", ["x", "t"], ["y"])], {"x": (1, [4, 3, 7, 5])}, ["y"], weights)
+    with pytest.raises(InputShapeError, match="fixed batch of 4"):  # 24 heads in front: that is no batch of 8
+        load(tmp_path, model, 8)
+    weights["back"] = np.array([4, 3, 7, 5], np.int64)
+    nodes = [helper.make_node("Reshape", ["x", "t"], ["h"]), helper.make_node("Reshape", ["h", "back"], ["y"])]
+    graph = load(tmp_path, model_of(nodes, {"x": (1, [4, 3, 7, 5])}, ["y"], weights), 8)
+    assert [graph.values[o.outputs[0]].spec.shape for o in graph.operators] == [(24, 7, 5), (8, 3, 7, 5)]
+
+
 def test_missing_shapes_are_asked_for_by_name(tmp_path: Path) -> None:
     model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, ["b", 3, "height", "width"])}, ["y"])
     with pytest.raises(InputShapeError, match=r"'x' .* is \(b, 3, height, width\).*--input x="):

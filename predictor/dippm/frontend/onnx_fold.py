@@ -230,9 +230,11 @@ class _Folder:
     def _counts_batches(self, target: Sequence[int], source: Sequence[int], file_batch: int) -> bool:
         """Whether a target counts something of every picture (heads, windows) in its first dimension: it holds as much
         as the source did at the file's batch, and both begin with a multiple of theirs. A batch of 1 would always."""
+        held, wanted = math.prod(d for d in target if d != -1), math.prod(source) * file_batch
         return (
             file_batch > 1
-            and math.prod(target) * self._batch == math.prod(source) * file_batch
+            and held > 0
+            and (wanted % (held * self._batch) == 0 if -1 in target else wanted == held * self._batch)
             and target[0] % file_batch == 0
             and source[0] % self._batch == 0
         )
