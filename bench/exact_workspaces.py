@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dippm.network.rules import workspace_rules
 from dippm.network.workload import workloads
 from dippm.signature import signature
 from dippm.strides import strides_of
+from dippm.train.examples import within
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,6 @@ def held(data: DataSet, rows: Iterable[CaseRow]) -> Iterator[Held]:
                     operator.kind, operator.target, row.mode.value, row.super_family, f"{row.id} {index}",
                     within(events), rules.workspaces[index],
                 )  # fmt: skip
-
-
-def within(events: Sequence[int]) -> int:
-    """What allocations and frees inside a call need beside what they leave, bytes as asked for."""
-    level = peak = 0
-    for size in events:
-        level += size
-        peak = max(peak, level)
-    return max(0, peak - max(0, level))
 
 
 def main() -> None:

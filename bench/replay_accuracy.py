@@ -19,12 +19,12 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
 from dippm.data import CaseRow, DataSet
 from dippm.replay import Replay, replay
+from dippm.train.examples import opened
 from dippm.train.parallel import default_jobs, spread
 
 MIB = 2.0**20
@@ -87,14 +87,9 @@ def compare(folder: Path, jobs: int) -> Iterator[Outcome]:
     yield from chain.from_iterable(spread(_outcomes, [(folder, rows) for rows in groups.values()], jobs))
 
 
-@cache
-def _opened(folder: Path) -> DataSet:
-    return DataSet(folder)
-
-
 def _outcomes(task: tuple[Path, list[CaseRow]]) -> list[Outcome]:
     folder, rows = task
-    data, found = _opened(folder), []
+    data, found = opened(folder), []
     for row in rows:
         graph = data.graph(row)
         labels = data.node_labels(row, graph)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +32,7 @@ def read_cases(
     """
     if not (folder / "cases.parquet").is_file():
         raise ArtifactUnreachable(f"{folder} holds no cases.parquet: give the folder that dippm graph wrote")
-    data, hidden = _opened(folder), locked()
+    data, hidden = opened(folder), locked()
     rows = [
         row
         for row in data.cases(joined=True)
@@ -54,7 +54,8 @@ def read_cases(
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: Path) -> DataSet:
+def opened(folder: Path) -> DataSet:
+    """A data set, which a process opens once."""
     return DataSet(folder)
 
 
@@ -68,15 +69,15 @@ class StoredCase:
     @property
     def mark(self) -> str:
         """The row and the digest of its graph."""
-        return f"{self.row} {_opened(self.folder).graph_digest(self.row)}"
+        return f"{self.row} {opened(self.folder).graph_digest(self.row)}"
 
     def graph(self) -> ModelGraph:
         """The stored graph, at the case's batch and in its precision."""
-        return _opened(self.folder).graph(self.row)
+        return opened(self.folder).graph(self.row)
 
     def operators(self, graph: ModelGraph) -> OperatorLabels:
         """The measured rows, matched with the graph's operators."""
-        labels = _opened(self.folder).node_labels(self.row, graph)
+        labels = opened(self.folder).node_labels(self.row, graph)
         return operator_labels(graph, labels, timed=self.row.timed)
 
 
@@ -105,8 +106,11 @@ def _workspace(graph: ModelGraph, index: int, events: tuple[int, ...] | None, pl
     Told by the order of allocations where it was recorded: their sizes are as asked for, while the counters hold whole
     blocks of the allocator (up to 1 MiB more).
     """
-    if not events:
-        return max(0, plain)
+    return within(events) if events else max(0, plain)
+
+
+def within(events: Sequence[int]) -> int:
+    """What allocations and frees inside a call need beside what they leave, bytes as asked for."""
     level = peak = 0
     for size in events:
         level += size
@@ -140,7 +144,7 @@ def _number(value: float | None) -> float:
 
 def data_card(folder: Path) -> dict[str, object]:
     """What a bundle says that it was trained on: the folder's name, the measured card, how many rows."""
-    rows = _opened(folder).cases()
+    rows = opened(folder).cases()
     cards = sorted({row.gpu for row in rows})
     return {"data": folder.name, "gpus": cards, "rows": len(rows), "device": _product(cards)}
 
