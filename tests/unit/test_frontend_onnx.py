@@ -423,7 +423,7 @@ def test_what_a_library_stumbles_over_is_one_sentence(monkeypatch: pytest.Monkey
     def stumble(*args: object, **kwargs: object) -> None:
         raise KeyError("first line\nsecond line")
 
-    monkeypatch.setattr("dippm.frontend.onnx_model.fold", stumble)
+    monkeypatch.setattr("dippm.frontend.onnx.model.fold", stumble)
     with pytest.raises(ModelFormatError, match="cannot be read as an ONNX model: KeyError") as refused:
         load_graph(open_artifact(RESNET50), batch=1)
     assert "\n" not in str(refused.value)

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from dippm.errors import ModelFormatError
-from dippm.frontend import onnx_file
-from dippm.frontend.onnx_file import _strip, checked
+from dippm.frontend.onnx import file as onnx_file
+from dippm.frontend.onnx.file import _strip, checked
 from dippm.frontend.tensorflow_safety import operators_of
 
 

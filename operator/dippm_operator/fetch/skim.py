@@ -12,7 +12,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 
-from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
+from dippm.frontend.onnx.wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
 from dippm_operator.fetch.sparse import Reader
 
 HEAD_BYTES = 4096

@@ -37,11 +37,11 @@ def _through(
     artifact: Artifact, batch: int, inputs: tuple[InputSpec, ...] | None, trust_pickle: bool, shown: str
 ) -> ModelGraph:
     if artifact.format == "onnx":
-        from dippm.frontend.onnx_model import graph_of_onnx
+        from dippm.frontend.onnx.model import graph_of_onnx
 
         return graph_of_onnx(artifact.path, batch=batch, inputs=inputs, shown=shown)
     if artifact.format in CONVERTERS:
-        from dippm.frontend.onnx_model import graph_of_onnx
+        from dippm.frontend.onnx.model import graph_of_onnx
 
         graph = graph_of_onnx(artifact.path, batch=batch, inputs=inputs, shown=shown)  # `as_onnx` has been there
         return replace(graph, format=artifact.format)

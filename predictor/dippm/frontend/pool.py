@@ -246,7 +246,7 @@ def serve(control: socket.socket) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in ("onnx_model", "pt2_file", "torchscript", "relax"):
+    for module in ("onnx.model", "pt2_file", "torchscript", "relax"):
         import_module(f"dippm.frontend.{module}")
     close_memory()  # a child that was taken over must not reach the parent of the next, nor the next: they inherit it
     gc.freeze()  # what is shared stays shared: collections in the children would touch every page

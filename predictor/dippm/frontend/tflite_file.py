@@ -14,8 +14,8 @@ from typing import Any
 
 from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL, InputSpec, asked_by_name
-from dippm.frontend.onnx_file import checked
-from dippm.frontend.onnx_model import graph_of_file
+from dippm.frontend.onnx.file import checked
+from dippm.frontend.onnx.model import graph_of_file
 from dippm.frontend.relax.tflite import express_tflite_in_relax
 from dippm.frontend.tensorflow_patterns import put_together
 from dippm.frontend.tflite_onnx import onnx_of

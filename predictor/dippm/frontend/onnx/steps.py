@@ -1,7 +1,7 @@
 """ONNX nodes in the canonical vocabulary: kind and attributes of each, and the module scope its exporter left.
 
 Spec: https://onnx.ai/onnx/operators. One `Step` is one operator as a framework runs it, before (`steps_of`) and after
-fusion (`onnx_fuse`).
+fusion (`fuse`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_node import OnnxNode
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.node import OnnxNode
 from dippm.graph import Attribute, TensorSpec
 
 _NAMES_BY_KIND = {
@@ -62,7 +62,7 @@ class Step:
     attributes: dict[str, Attribute]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     converter: str = ""
-    """Which ATen call it is written down as (`onnx_aten`): the ONNX operator, or what several were put together to."""
+    """Which ATen call it is written down as (`aten`): the ONNX operator, or what several were put together to."""
     given: dict[str, Attribute] = field(default_factory=dict)
     """Attributes of the ONNX node as they stand there; of a merged step none."""
     in_place: bool = False

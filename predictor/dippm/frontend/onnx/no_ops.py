@@ -11,10 +11,10 @@ import re
 
 import onnx
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_scopes import paths_of, split_frames, trace_of
-from dippm.frontend.onnx_step_graph import StepGraph
-from dippm.frontend.onnx_steps import Step, metadata
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.scopes import paths_of, split_frames, trace_of
+from dippm.frontend.onnx.step_graph import StepGraph
+from dippm.frontend.onnx.steps import Step, metadata
 
 _ARGUMENTS = re.compile(r"\]\(args = \((?P<args>.*?)\), kwargs")
 _REFERENCE = re.compile(r"%(\w+)")

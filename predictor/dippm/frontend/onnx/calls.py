@@ -1,6 +1,6 @@
 """Where the ATen calls of ONNX operators are written down, and what their converters read.
 
-`onnx_elementwise`, `onnx_layers`, `onnx_reductions` and `onnx_views` have the converters, `onnx_program` writes the
+`elementwise`, `layers`, `reductions` and `views` have the converters, `program` writes the
 calls.
 """
 
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import fx
 
-from dippm.frontend.onnx_steps import Step
+from dippm.frontend.onnx.steps import Step
 from dippm.graph import TensorSpec
 
 if TYPE_CHECKING:
-    from dippm.frontend.onnx_fold import StaticGraph
+    from dippm.frontend.onnx.fold import StaticGraph
 
 Emitted = fx.Node | Sequence[fx.Node] | None
 
 
 class Calls(Protocol):
-    """Where calls are written down (`onnx_program`)."""
+    """Where calls are written down (`program`)."""
 
     static: StaticGraph
 

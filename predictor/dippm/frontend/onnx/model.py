@@ -1,11 +1,11 @@
 """An ONNX file to a `ModelGraph`.
 
-1. Read it without its weights and validate it (`onnx_file`).
-2. Bind the batch and the shapes asked for; make every shape static (`onnx_fold`), but leave what PyTorch computes in
-   every pass (`onnx_computed`).
-3. Put together what frameworks run as one operator and exporters take apart (`onnx_fuse`, `onnx_attention`).
-4. Put back what exporters fold or leave away, where they tell of it (`onnx_restore`, `onnx_no_ops`, `onnx_in_place`).
-5. Write it down as a program of ATen calls (`onnx_program`), which goes the way of a `.pt2` from there on: expressed in
+1. Read it without its weights and validate it (`file`).
+2. Bind the batch and the shapes asked for; make every shape static (`fold`), but leave what PyTorch computes in
+   every pass (`computed`).
+3. Put together what frameworks run as one operator and exporters take apart (`fuse`, `attention`).
+4. Put back what exporters fold or leave away, where they tell of it (`restore`, `no_ops`, `in_place`).
+5. Write it down as a program of ATen calls (`program`), which goes the way of a `.pt2` from there on: expressed in
    Relax, its values and operators numbered (`exported_program`).
 
 So the graph is of the network as PyTorch runs it. A runtime that folds batch norms is priced on the folded graph
@@ -20,19 +20,19 @@ from pathlib import Path
 from dippm.errors import InputShapeError
 from dippm.frontend.exported_program import graph_of_program
 from dippm.frontend.inputs import InputSpec, asked_by_name
-from dippm.frontend.onnx_attention import fuse_attention
-from dippm.frontend.onnx_computed import with_computed
-from dippm.frontend.onnx_file import OnnxFile, read_onnx
-from dippm.frontend.onnx_fold import fold
-from dippm.frontend.onnx_fuse import fuse
-from dippm.frontend.onnx_in_place import mark_in_place
-from dippm.frontend.onnx_layout import channels_first
-from dippm.frontend.onnx_no_ops import put_clones_back
-from dippm.frontend.onnx_program import program_of
-from dippm.frontend.onnx_restore import notes_on, put_back, restored_in
-from dippm.frontend.onnx_step_graph import without_the_dead
-from dippm.frontend.onnx_steps import steps_of
-from dippm.frontend.onnx_types import dtype_of
+from dippm.frontend.onnx.attention import fuse_attention
+from dippm.frontend.onnx.computed import with_computed
+from dippm.frontend.onnx.file import OnnxFile, read_onnx
+from dippm.frontend.onnx.fold import fold
+from dippm.frontend.onnx.fuse import fuse
+from dippm.frontend.onnx.in_place import mark_in_place
+from dippm.frontend.onnx.layout import channels_first
+from dippm.frontend.onnx.no_ops import put_clones_back
+from dippm.frontend.onnx.program import program_of
+from dippm.frontend.onnx.restore import notes_on, put_back, restored_in
+from dippm.frontend.onnx.step_graph import without_the_dead
+from dippm.frontend.onnx.steps import steps_of
+from dippm.frontend.onnx.types import dtype_of
 from dippm.graph import ModelGraph, TensorSpec
 
 

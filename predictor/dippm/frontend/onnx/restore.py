@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import onnx
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_scopes import STACK_TRACE, paths_of, split_frames, trace_of
-from dippm.frontend.onnx_steps import Step, metadata
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.scopes import STACK_TRACE, paths_of, split_frames, trace_of
+from dippm.frontend.onnx.steps import Step, metadata
 from dippm.graph import TensorSpec
 
 _RULE = "FuseBatchNormIntoConv"

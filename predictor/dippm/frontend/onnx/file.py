@@ -17,9 +17,9 @@ from onnx import checker, inliner
 
 from dippm.errors import ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
-from dippm.frontend.onnx_node import OnnxNode
-from dippm.frontend.onnx_types import dtype_of
-from dippm.frontend.onnx_wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
+from dippm.frontend.onnx.node import OnnxNode
+from dippm.frontend.onnx.types import dtype_of
+from dippm.frontend.onnx.wire import CHILDREN, STRIP_BYTES, TENSOR_DATA
 from dippm.frontend.protobuf_wire import tag, varint
 from dippm.graph import TensorSpec
 

@@ -2,7 +2,7 @@
 
 A bias after a product of matrices (linear), layer and group normalisation and GELU written out in elementary operators,
 the products that make SiLU and hard-swish, slices and a concatenation that make a roll. Attention is a file of its own
-(`onnx_attention`). What a model's own Python writes out in elementary operators (an RMS norm of transformers, a GELU
+(`attention`). What a model's own Python writes out in elementary operators (an RMS norm of transformers, a GELU
 with `pow(x, 3)`) stays so: eager PyTorch runs it so, and it comes so from a `.pt2`.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_step_graph import StepGraph
-from dippm.frontend.onnx_steps import Step
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.step_graph import StepGraph
+from dippm.frontend.onnx.steps import Step
 from dippm.graph import Attribute, TensorSpec
 
 

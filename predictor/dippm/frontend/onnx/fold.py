@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 
 from dippm.errors import UnsupportedOperator
-from dippm.frontend.onnx_file import OnnxFile
-from dippm.frontend.onnx_inference import Inference, Literal
-from dippm.frontend.onnx_node import OnnxNode
-from dippm.frontend.onnx_types import Elements
+from dippm.frontend.onnx.file import OnnxFile
+from dippm.frontend.onnx.inference import Inference, Literal
+from dippm.frontend.onnx.node import OnnxNode
+from dippm.frontend.onnx.types import Elements
 from dippm.graph import TensorSpec
 
 MAX_CONSTANT = 1 << 16

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dippm.frontend.onnx_calls import Converter
-from dippm.frontend.onnx_elementwise import ELEMENTWISE
-from dippm.frontend.onnx_layers import LAYERS
-from dippm.frontend.onnx_reductions import REDUCTIONS
-from dippm.frontend.onnx_views import VIEWS
+from dippm.frontend.onnx.calls import Converter
+from dippm.frontend.onnx.elementwise import ELEMENTWISE
+from dippm.frontend.onnx.layers import LAYERS
+from dippm.frontend.onnx.reductions import REDUCTIONS
+from dippm.frontend.onnx.views import VIEWS
 
 CONVERTERS: Mapping[str, Converter] = {**ELEMENTWISE, **LAYERS, **REDUCTIONS, **VIEWS}
 """By ONNX operator, or by the kind of what was put together of several (in lower case)."""

@@ -13,9 +13,9 @@ import re
 import numpy as np
 import onnx
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_step_graph import StepGraph
-from dippm.frontend.onnx_steps import FX_NODE, Step, metadata
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.step_graph import StepGraph
+from dippm.frontend.onnx.steps import FX_NODE, Step, metadata
 from dippm.graph import Attribute, TensorSpec
 
 _CALL = "aten.scaled_dot_product_attention"

@@ -6,9 +6,9 @@ one that PyTorch has, so its graph is too: how an image lies is the caller's aff
 
 from __future__ import annotations
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_step_graph import StepGraph
-from dippm.frontend.onnx_steps import Step
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.step_graph import StepGraph
+from dippm.frontend.onnx.steps import Step
 from dippm.graph import TensorSpec
 
 _TO_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}

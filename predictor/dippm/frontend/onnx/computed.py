@@ -1,6 +1,6 @@
 """What PyTorch computes in every pass though it hangs on no input: tables of positions, masks that are made of them.
 
-A file that PyTorch wrote says so in its nodes. Their elements are needed where they are shapes (`onnx_fold` computes
+A file that PyTorch wrote says so in its nodes. Their elements are needed where they are shapes (`fold` computes
 them); where another operator works on them they are operators as any other, in the place where they are first read.
 The TorchScript-based exporter computes some of them itself, and leaves a constant inside of a module's scope (weights
 and buffers are initializers). One that counts up by one is what `torch.arange` made; a table of whole numbers that is
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_node import OnnxNode
-from dippm.frontend.onnx_steps import is_setting
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.node import OnnxNode
+from dippm.frontend.onnx.steps import is_setting
 
 _MAKE_ALONE = frozenset({"ConstantOfShape", "Range"})
 """Operators all of whose operands only set them up."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dippm.frontend.onnx_calls import Converter, Emitted, Given
+from dippm.frontend.onnx.calls import Converter, Emitted, Given
 
 aten = torch.ops.aten
 

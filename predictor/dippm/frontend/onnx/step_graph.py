@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_steps import Step
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.steps import Step
 
 
 class StepGraph:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dippm.frontend.onnx_calls import Converter, Emitted, Given
-from dippm.frontend.onnx_layers import global_average
+from dippm.frontend.onnx.calls import Converter, Emitted, Given
+from dippm.frontend.onnx.layers import global_average
 
 aten = torch.ops.aten
 

@@ -1,6 +1,6 @@
 """A static ONNX graph, its steps put together, as a program of ATen calls: the form that every door ends in.
 
-Each step is written down as the call that PyTorch makes for the same work (`onnx_aten`), with the module
+Each step is written down as the call that PyTorch makes for the same work (`aten`), with the module
 scope and source line that its exporter left, and run on the meta device at once: strides, views and copies are those
 of PyTorch. A step that has no such call, or whose call puts out another shape than ONNX says, is a foreign call.
 """
@@ -28,11 +28,11 @@ from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.exported_program import Program
 from dippm.frontend.foreign import ForeignCall
 from dippm.frontend.meta_run import MetaRun
-from dippm.frontend.onnx_aten import CONVERTERS
-from dippm.frontend.onnx_calls import Given
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_scopes import Scopes, trace_of
-from dippm.frontend.onnx_steps import Step
+from dippm.frontend.onnx.aten import CONVERTERS
+from dippm.frontend.onnx.calls import Given
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.scopes import Scopes, trace_of
+from dippm.frontend.onnx.steps import Step
 from dippm.graph import TensorSpec
 
 aten = torch.ops.aten

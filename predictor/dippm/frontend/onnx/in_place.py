@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 
-from dippm.frontend.onnx_fold import StaticGraph
-from dippm.frontend.onnx_scopes import paths_of, trace_of
-from dippm.frontend.onnx_step_graph import StepGraph
-from dippm.frontend.onnx_steps import Step
+from dippm.frontend.onnx.fold import StaticGraph
+from dippm.frontend.onnx.scopes import paths_of, trace_of
+from dippm.frontend.onnx.step_graph import StepGraph
+from dippm.frontend.onnx.steps import Step
 
 _ACTIVATIONS = frozenset({"relu", "relu6", "silu", "hardswish"})
 _BEFORE = frozenset({"batch_norm", "add"})

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from dippm.frontend.onnx_calls import Converter, Emitted, Given
-from dippm.frontend.onnx_steps import same_padding
+from dippm.frontend.onnx.calls import Converter, Emitted, Given
+from dippm.frontend.onnx.steps import same_padding
 
 aten = torch.ops.aten
 

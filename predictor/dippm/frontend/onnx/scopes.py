@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import onnx
 
-from dippm.frontend.onnx_steps import Step, metadata
+from dippm.frontend.onnx.steps import Step, metadata
 
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
 

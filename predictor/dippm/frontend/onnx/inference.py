@@ -15,8 +15,8 @@ from onnx.reference import ReferenceEvaluator
 
 from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend.inputs import MAX_DIM, MAX_NUMEL
-from dippm.frontend.onnx_node import OnnxNode
-from dippm.frontend.onnx_types import Elements, spec_of, spec_of_array, type_of
+from dippm.frontend.onnx.node import OnnxNode
+from dippm.frontend.onnx.types import Elements, spec_of, spec_of_array, type_of
 from dippm.graph import TensorSpec
 
 _KEY_BYTES = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from dippm.frontend.onnx_calls import Converter, Emitted, Given
+from dippm.frontend.onnx.calls import Converter, Emitted, Given
 
 aten = torch.ops.aten
 _LAST = (1 << 63) - 1
