@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from importlib.resources import as_file, files
 
@@ -12,6 +13,7 @@ from dippm.zoo import supplements
 from dippm.zoo.case import InputShape, Network, ZooCase
 from dippm.zoo.catalogue import declared
 from dippm.zoo.declare import near_boundary, planned
+from dippm.zoo.even import declare_even
 from dippm.zoo.planning import Plan, read_plans
 
 
@@ -44,6 +46,27 @@ def test_large_cases_fill_a_card_in_inference_and_with_gradients(plans: dict[str
     assert supplements.declare_large(declared(), plans, seed=1, count=40) == cases
     smaller = supplements.declare_large(declared(), plans, seed=1, count=40, least_mib=12_000.0)
     assert 12_000 <= min(c.planned_mib for c in smaller) < 20_000 < low < max(c.planned_mib for c in smaller) <= high
+
+
+def test_thin_doublings_are_filled_by_what_the_networks_needed_before(plans: dict[str, Plan]) -> None:
+    members = [m for m in declared() if m.network.key in plans]
+    measured = []
+    for member in members:  # each needs half as much for its activations as was planned
+        footprint, activations, _ = planned(plans[member.network.key], 64, Precision.FP32, Mode.INFERENCE)
+        measured.append(ZooCase(member.network, 64, Precision.FP32, planned_mib=footprint - activations / 2))
+    cases = declare_even(declared(), plans, seed=1, each=40, measured=measured)
+    assert {c.network.key for c in cases} <= {m.network.key for m in members}
+    counts = Counter(int(math.log2(c.planned_mib / 750)) for c in [*measured, *cases])
+    assert [counts[doubling] for doubling in range(3, 6)] == [40] * 3
+    assert max(counts) == 7
+    assert counts[6] <= 40  # passes over so much memory are mostly too long
+    assert counts[7] <= round(40 * math.log2(120 / 96))
+    assert {c.mode for c in cases} == {Mode.INFERENCE, Mode.AUTOGRAD}
+    case = next(c for c in cases if c.mode is Mode.INFERENCE and c.planned_mib > 6_000)
+    footprint, activations, _ = planned(plans[case.network.key], case.batch, case.precision, case.mode)
+    assert case.planned_mib == pytest.approx(footprint - activations / 2, rel=0.01)
+    fewer = declare_even(declared(), plans, seed=1, each=40, measured=measured, known=[c.id for c in cases])
+    assert not {c.id for c in fewer} & {c.id for c in cases}
 
 
 def test_torchscript_is_asked_of_what_can_be_traced(plans: dict[str, Plan]) -> None:

@@ -66,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     beside.add_argument(
         "--large-from", type=float, default=62.0, metavar="GB", help="least footprint of --large (default: %(default)g)"
     )
+    beside.add_argument(
+        "--even", type=int, default=0, metavar="EACH",
+        help="cases of networks of --known until each doubling of the footprint, from 750 MiB on, has so many",
+    )  # fmt: skip
     beside.add_argument("--torchscript", type=int, default=0, help="cases that TorchScript runs")
     beside.add_argument("--searches", type=int, default=0, help="searches for the smallest cap among cases of --known")
     beside.add_argument("--onnx", type=int, default=0, help="cases that ONNX Runtime runs")
@@ -113,7 +117,7 @@ def _list(args: argparse.Namespace) -> int:
         plans = read_plans(path)
     members = broad() + random_members(args.random, args.seed)
     known = _known(args.known) if args.known else {}
-    if args.paper or args.large or args.torchscript or args.searches or args.onnx:
+    if args.paper or args.large or args.even or args.torchscript or args.searches or args.onnx:
         listed = _beside(args, members, plans, known)
         write_cases(args.cases, listed)
         print(f"{args.cases}: {len(listed)} cases of {len({c.network.key for c in listed})} networks", file=sys.stderr)
@@ -134,15 +138,20 @@ def _beside(
     args: argparse.Namespace, members: list[Member], plans: dict[str, Plan], known: dict[str, ZooCase]
 ) -> list[ZooCase]:
     from dippm.zoo import supplements
+    from dippm.zoo.even import declare_even
     from dippm.zoo.onnx_cases import declare_onnx
 
     seed = args.seed
+    measured = _measured(args.known, "cases.parquet", "id", label="footprint_mib")
     searched = _measured(args.known, "caps.parquet", "case", label="min_cap_steady_mib")
     ran = _measured(args.known, "onnxruntime.parquet", "id", label="memory_mib")
     return [
         *(supplements.declare_paper() if args.paper else ()),
         *supplements.declare_large(
             members, plans, seed=seed, count=args.large, least_mib=args.large_from * 1_000, known=known
+        ),
+        *declare_even(
+            members, plans, seed=seed, each=args.even, measured=[known[name] for name in sorted(measured)], known=known
         ),
         *supplements.declare_torchscript(members, plans, seed=seed, count=args.torchscript),
         *supplements.searches_of(known.values(), plans, seed=seed, count=args.searches, searched=searched),

@@ -77,7 +77,7 @@ def declare_large(
         footprint, _, milliseconds = costs[batch]
         if milliseconds > LARGE_MS or not limits[0] <= footprint <= limits[1]:
             continue
-        case = _case(member, batch, precision, mode, Runtime.EAGER, footprint, milliseconds)
+        case = case_of(member, batch, precision, mode, Runtime.EAGER, footprint, milliseconds)
         if case.id not in known:
             drawn.setdefault(case.id, case)
     return stratified(drawn.values(), lambda c: (c.mode, c.network.source), seed)
@@ -97,7 +97,7 @@ def declare_torchscript(members: Sequence[Member], plans: dict[str, Plan], *, se
         batches = [b for b in BATCHES if planned(plan, b, precision, Mode.INFERENCE)[2] <= QUICK_MS] or [1]
         batch = random.choice(batches)
         footprint, _, milliseconds = planned(plan, batch, precision, Mode.INFERENCE)
-        case = _case(member, batch, precision, Mode.INFERENCE, Runtime.TORCHSCRIPT, footprint, milliseconds)
+        case = case_of(member, batch, precision, Mode.INFERENCE, Runtime.TORCHSCRIPT, footprint, milliseconds)
         drawn[case.id] = case
     return stratified(drawn.values(), _stratum, seed)
 
@@ -121,7 +121,7 @@ def searches_of(
     return [case for pair in zip(*sides, strict=False) for case in pair][:count]
 
 
-def _case(
+def case_of(
     member: Member, batch: int, precision: Precision, mode: Mode, runtime: Runtime, footprint: float, ms: float
 ) -> ZooCase:
     return ZooCase(
