@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from dippm import hf_files, paddle_files, tensorflow_files
+from dippm.detection import HEAD_BYTES, MODEL_SUFFIXES, OPEN_DOORS, detect
 from dippm.errors import ArtifactUnreachable, DigestMismatch, ModelFormatError
 
 FORMATS = (
@@ -30,8 +32,9 @@ FRAMEWORKS = {
     "huggingface": ("huggingface", "safetensors"),
     "tensorflow": tensorflow_files.FORMATS,
     "paddle": ("paddle",),
+    **{name: (name,) for name in ("safetensors", *tensorflow_files.FORMATS)},
 }
-"""What a user may call a file, and the formats that answer to it."""
+"""What a user may call a file, and the formats that answer to it: a framework, or a format itself."""
 
 _SPOKEN = {
     "onnx": "an ONNX model",
@@ -45,8 +48,8 @@ _SPOKEN = {
     "keras": "a Keras model",
     "tflite": "a TensorFlow Lite model",
 }
-_OPEN_DOORS = "export it to ONNX, or to a .pt2 with torch.export"
-_HEAD_BYTES = 4096
+SAVE_WEIGHTS = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+"""The line that makes weights without code of pickled ones."""
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -85,7 +88,7 @@ def open_artifact(
     uri: str = "",
     constructor: str = "",
 ) -> Artifact:
-    """Look at a file and say what model it is.
+    """Look at a file (a path, or a `file:` URI) and say what model it is.
 
     `framework` is the user's word for it (`auto`, `pytorch`, `onnx`, ..., one of FRAMEWORKS), held against the content.
     `digest` (`sha256:` and 64 hex digits, or the digits alone) is verified over the whole file, streamed; that of a
@@ -96,17 +99,7 @@ def open_artifact(
 
     Raises ArtifactUnreachable, DigestMismatch or ModelFormatError.
     """
-    if str(path).startswith("pvc:"):
-        raise ArtifactUnreachable(
-            f"{path} is a claim, which only pods of its cluster can read: give a local copy of the model, or let the "
-            "operator in that cluster size the job"
-        )
-    if _URI.match(str(path)):
-        raise ArtifactUnreachable(
-            f"{path} is a URI, and only files on this machine are read here: give a local path "
-            "(dippm size and the operator fetch URIs)"
-        )
-    path = Path(path)
+    path = _local(path)
     shown = uri or str(path)
     try:
         if tensorflow_files.is_saved_model_folder(path):
@@ -116,12 +109,15 @@ def open_artifact(
         if path.is_dir() and (program := paddle_files.program_in(path, shown)):
             path, shown, uri = program, f"{shown}/{program.name}", uri and f"{uri}/{program.name}"
         if path.is_dir() and not (path / hf_files.CONFIG).is_file():
-            raise ModelFormatError(f"{shown} is a directory: name the model file in it")
+            raise ModelFormatError(f"{shown} is a directory: name the model file in it{_such_as(path)}")
         if path.is_dir():
             return _open_folder(path, framework, digest, uri or str(path), constructor)
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+            raise ArtifactUnreachable(f"{shown} is not a regular file: save the model to one, and name that")
+        size = status.st_size
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise ArtifactUnreachable(f"{shown} cannot be read: {error.strerror or error}") from None
     if hf_files.is_config(path, head):
@@ -136,6 +132,44 @@ def open_artifact(
         raise _says_itself(shown, detected)
     _check_framework(framework, detected, shown)
     return Artifact(path, detected, size, verified, uri or str(path), constructor)
+
+
+def path_of_uri(uri: str) -> Path:
+    """The path in a `file:` URI: `file:///a/b`, `file://localhost/a/b`, `file:/a/b`, `file:a/b`.
+
+    Raises ArtifactUnreachable where it names another host.
+    """
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        path = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise ArtifactUnreachable(
+            f"file://{path}: a file URI names no host; write file:///{path} for an absolute path or file:{path} for a "
+            "relative one"
+        )
+    return Path(unquote(parts.path))
+
+
+def _local(path: str | PathLike[str]) -> Path:
+    """A path, or what a `file:` URI names. Raises ArtifactUnreachable for every other URI."""
+    if str(path).startswith("file:"):
+        return path_of_uri(str(path))
+    if str(path).startswith("pvc:"):
+        raise ArtifactUnreachable(
+            f"{path} is a claim, which only pods of its cluster can read: give a local copy of the model, or let the "
+            "operator in that cluster size the job"
+        )
+    if _URI.match(str(path)):
+        raise ArtifactUnreachable(
+            f"{path} is a URI, and only files on this machine are read here: give a local path "
+            "(dippm size and the operator fetch URIs)"
+        )
+    return Path(path)
+
+
+def _such_as(folder: Path) -> str:
+    """Up to three of the files in a folder that may be models by their names, for a sentence."""
+    found = sorted(file.name for file in folder.iterdir() if file.name.endswith(MODEL_SUFFIXES))
+    return f" ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else ""
 
 
 def _open_folder(folder: Path, framework: str, digest: str | None, shown: str, constructor: str) -> Artifact:
@@ -168,12 +202,17 @@ def _constructor_of(path: Path, asked: str, shown: str) -> str:
     if not said:
         raise ModelFormatError(
             f"{shown} holds weights only (safetensors), no operators: say what they are of (--constructor "
-            f"timm:NAME or torchvision:NAME, or the key architecture of the file's metadata), or {_OPEN_DOORS}"
+            f"timm:NAME or torchvision:NAME, or the key architecture of the file's metadata), or {OPEN_DOORS}"
         )
     return said if ":" in said else f"timm:{said}"
 
 
 def _says_itself(shown: str, detected: str) -> ModelFormatError:
+    if detected == "pickle":
+        return ModelFormatError(
+            f"{shown} is {_SPOKEN[detected]}, which is not opened, and a constructor is for safetensors: save its "
+            f"weights with `{SAVE_WEIGHTS}`"
+        )
     return ModelFormatError(
         f"{shown} is {_SPOKEN[detected]}, which says itself what it is: a constructor is for weights alone "
         "(safetensors)"
@@ -184,7 +223,7 @@ def _open_saved_model(folder: Path, framework: str, digest: str | None, shown: s
     """A SavedModel's folder, of which `saved_model.pb` alone is read."""
     graph = folder / tensorflow_files.SAVED_MODEL
     with graph.open("rb") as file:
-        if not tensorflow_files.is_saved_model(file.read(_HEAD_BYTES)):
+        if not tensorflow_files.is_saved_model(file.read(HEAD_BYTES)):
             raise ModelFormatError(
                 f"{shown} is no SavedModel: its {graph.name} is damaged or empty; is the download complete?"
             )
@@ -194,109 +233,10 @@ def _open_saved_model(folder: Path, framework: str, digest: str | None, shown: s
     return Artifact(path=folder, format="savedmodel", size_bytes=size, digest=verified, uri=shown)
 
 
-def detect(path: Path, head: bytes) -> str:
-    """One of FORMATS, or a clause that says what the file is instead and what to do about it."""
-    if not head:
-        return "is empty: is the download complete?"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _detect_zip(path)
-    if paddle_files.is_program(head):
-        return "paddle"
-    if paddle_files.is_weights(head):
-        return (
-            "holds weights only (PaddlePaddle): name the program that belongs to it (.json or .pdmodel), or the folder"
-        )
-    for signature, offset, clause in _CLOSED:
-        if head[offset : offset + len(signature)] == signature:
-            return clause
-    if _is_safetensors(head):
-        return "safetensors"
-    if head[:1] == b"\x80" and len(head) > 1 and head[1] in (2, 3, 4, 5):
-        return "pickle"
-    if found := tensorflow_files.format_of(head):
-        return found
-    if _looks_like_onnx(head):
-        return "onnx"
-    return "is no model that is known here: ONNX, .pt2, TorchScript, SavedModel, Keras and TFLite files are"
-
-
 def sha256_of(path: Path) -> str:
     """`sha256:...` of a file, read in pieces."""
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_CLOSED: tuple[tuple[bytes, int, str], ...] = (
-    (b"GGUF", 0, f"is a GGUF file, a format that is not read: {_OPEN_DOORS}"),
-    (b"version https://git-lfs", 0, "is a Git LFS pointer, not the model: fetch it with `git lfs pull`"),
-    (b"\x1f\x8b", 0, "is a gzip archive: unpack it first"),
-    (b"<", 0, "looks like a web page, not a model: check the URI and the credentials"),
-    (b"{", 0, "is a JSON text, not a model"),
-)
-
-
-def _detect_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return "is a truncated or damaged zip archive: is the download complete?"
-    inner = {name.partition("/")[2] or name for name in names}
-    if "archive_format" in inner and any(_is_program(n) for n in inner):
-        return "pt2"
-    if "serialized_exported_program.json" in names:
-        return "is a .pt2 of an older PyTorch: load it there and save it again with torch 2.8 or later"
-    if "constants.pkl" in inner and any(n.startswith("code/") for n in inner):
-        return "torchscript"
-    if "data.pkl" in inner:
-        return "pickle"
-    if found := tensorflow_files.format_of_members(names):
-        return found
-    return "is a zip archive without a model in it: a .pt2 has models/model.json, a TorchScript file code/"
-
-
-def _is_program(name: str) -> bool:
-    return name.startswith("models/") and name.endswith(".json")
-
-
-def _is_safetensors(head: bytes) -> bool:
-    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
-
-
-def _looks_like_onnx(head: bytes) -> bool:
-    """A ModelProto starts with its small fields: `ir_version` (field 1, varint), producer strings, opset, graph."""
-    position, fields = 0, 0
-    while position < len(head) - 1 and fields < 6:
-        tag = head[position]
-        number, wire = tag >> 3, tag & 7
-        if number == 7 and wire == 2:
-            return fields > 0
-        if number not in _MODEL_FIELDS or wire != _MODEL_FIELDS[number]:
-            return False
-        length, position = _varint(head, position + 1)
-        if length < 0:
-            return False
-        if wire == 2:
-            position += length
-        fields += 1
-    return fields > 1
-
-
-_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2}
-"""Field numbers of onnx.ModelProto below 16 and their wire types (onnx.proto3)."""
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            return -1, position
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    return -1, position
 
 
 def _check_framework(framework: str, detected: str, shown: str) -> None:

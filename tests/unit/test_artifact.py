@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dippm.artifact import FORMATS, detect, open_artifact, sha256_of
+from dippm.artifact import FORMATS, FRAMEWORKS, open_artifact, sha256_of
+from dippm.detection import detect
 from dippm.errors import ArtifactUnreachable, DigestMismatch, DippmError, ModelFormatError
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
@@ -62,8 +64,8 @@ def test_archives_are_told_apart(tmp_path: Path, content: bytes, kind: str) -> N
     ("content", "says"),
     [
         (b"", "empty"),
-        (b"hello, this is no model at all", "no model"),
-        (b"<!DOCTYPE html><html>", "web page"),
+        (b"hello, this is no model at all", "no model.*safetensors.*PaddlePaddle.*Hugging Face"),
+        (b"<!DOCTYPE html><html>", "web page.*name the file itself"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         ((19).to_bytes(8, "little") + b'{"__metadata__":{}}', "safetensors.*torch.export"),
         (zipped("serialized_exported_program.json", "version"), "older PyTorch"),
@@ -80,7 +82,11 @@ def test_what_is_no_open_door_is_named_with_the_way_out(tmp_path: Path, content:
 
 
 def test_directories_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="name the model file"):
+    with pytest.raises(ModelFormatError, match=r"name the model file in it$"):
+        open_artifact(tmp_path)
+    for name in ("d.onnx", "c.pt2", "b.ts", "a.keras", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModelFormatError, match=r"name the model file in it \(a.keras, b.ts, c.pt2, \.\.\.\)$"):
         open_artifact(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(ModelFormatError, match=r"no SavedModel: its saved_model.pb is damaged"):
@@ -111,6 +117,42 @@ def test_the_users_word_is_held_against_the_content() -> None:
         open_artifact(MODELS / "resnet50.onnx", framework="tensorflow")
     with pytest.raises(ModelFormatError, match="'caffe' is not known"):
         open_artifact(MODELS / "resnet50.onnx", framework="caffe")
+
+
+@pytest.mark.parametrize("word", ["keras", "savedmodel", "tflite", "safetensors"])
+def test_every_format_that_is_listed_is_a_word_for_its_own_files(tmp_path: Path, word: str) -> None:
+    assert set(FORMATS) - {"pickle"} <= set(FRAMEWORKS)
+    heads = {
+        "keras": b"\x89HDF\r\n\x1a\n" + bytes(64),
+        "savedmodel": SAVED_MODEL,
+        "tflite": bytes(4) + b"TFL3" + bytes(64),
+    }
+    heads["safetensors"] = (2).to_bytes(8, "little") + b"{}"
+    for name, head in heads.items():
+        (tmp_path / name).write_bytes(head)
+        constructor = "timm:resnet18" if name == "safetensors" else ""
+        if name == word:
+            assert open_artifact(tmp_path / name, framework=word, constructor=constructor).format == name
+        else:
+            with pytest.raises(ModelFormatError, match=f"not {word}: use --framework auto"):
+                open_artifact(tmp_path / name, framework=word, constructor=constructor)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_is_refused_by_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for path in (tmp_path / "pipe.onnx", Path("/dev/zero")):
+        with pytest.raises(ArtifactUnreachable, match=f"{path.name} is not a regular file: save the model to one"):
+            open_artifact(path)
+
+
+def test_a_file_uri_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b.onnx").write_bytes((MODELS / "resnet50.onnx").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for uri in (f"file://{tmp_path}/a%20b.onnx", f"file://localhost{tmp_path}/a%20b.onnx", "file:a%20b.onnx"):
+        assert open_artifact(uri).path.samefile(tmp_path / "a b.onnx")
+    with pytest.raises(ArtifactUnreachable, match=r"a file URI names no host; write file:///models/m.onnx"):
+        open_artifact("file://models/m.onnx")
 
 
 def test_a_uri_is_named_as_one() -> None:

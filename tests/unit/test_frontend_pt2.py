@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dippm.artifact import open_artifact
-from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel, UnsupportedOperator
+from dippm.errors import InputShapeError, ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend import InputSpec, graph_from_module, load_graph
+from dippm.frontend.pickles import holds_weights_alone
 from dippm.frontend.pt2_safety import check_expression
 
 
@@ -175,8 +176,25 @@ def test_pickled_modules_are_refused_with_the_way_to_export(tmp_path: Path) -> N
     with pytest.raises(UnsafeModel, match=r"torch\.export\.export\(model\.eval\(\)"):
         load(tmp_path / "whole.pth", 2, InputSpec(None, (3, 8, 8)))
     torch.save(Net().state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(DippmError, match="pickled"):
-        load(tmp_path / "weights.pth", 2)
+    checkpoint = {"state_dict": Net().state_dict(), "epoch": 3, "best": 0.5}
+    said = r"weights only.*torch\.export\.save.*save_file.*--constructor"
+    for name, body, zipped in (("new", Net().state_dict(), True), ("old", checkpoint, False), ("cp", checkpoint, True)):
+        torch.save(body, tmp_path / f"{name}.pth", _use_new_zipfile_serialization=zipped)
+        for trust in (False, True):
+            with pytest.raises(ModelFormatError, match=said) as refused:
+                load_graph(open_artifact(tmp_path / f"{name}.pth"), batch=2, trust_pickle=trust)
+            assert not isinstance(refused.value, UnsafeModel)
+    with pytest.raises(ModelFormatError, match=r"a constructor is for safetensors: save its weights with `safetensors"):
+        open_artifact(tmp_path / "new.pth", constructor="timm:resnet18")
+
+
+def test_a_pickle_with_a_class_of_its_own_is_no_state_dict(tmp_path: Path) -> None:
+    for number, body in enumerate((Net(), {"weights": Net().state_dict(), "net": Net()}, [1, 2])):
+        for zipped in (True, False):
+            torch.save(body, tmp_path / f"{number}.pth", _use_new_zipfile_serialization=zipped)
+            assert not holds_weights_alone(tmp_path / f"{number}.pth")
+    (tmp_path / "cut").write_bytes((tmp_path / "0.pth").read_bytes()[:300])
+    assert not holds_weights_alone(tmp_path / "cut")
 
 
 class Windows(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -75,6 +76,7 @@ async def test_hugging_face_folder_of_thirteen_gigabytes(claim: Path, tmp_path: 
 def test_reader_is_a_program(claim: Path, tmp_path: Path) -> None:
     """As the Job runs it; what it refuses is its answer too."""
     (claim / "vision" / "out").symlink_to("/etc")
+    os.mkfifo(claim / "pipe.onnx")
 
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "dippm_operator.fetch.claim_reader", *arguments]
@@ -86,6 +88,7 @@ def test_reader_is_a_program(claim: Path, tmp_path: Path) -> None:
     assert understood("x", run("--whole", "--", str(claim), "vision/net.onnx")).content_digest.startswith("sha256:")
     for path, words in (
         ("vision/none.onnx", "none.onnx cannot be read .No such file"),
+        ("pipe.onnx", "pipe.onnx is not a regular file"),
         ("vision/out/passwd", "leads out of the claim"),
         ("", "the claim holds no model"),
         ("empty/", "holds no files"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,14 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.hugging_face import LLAMA_7B, write_llama
 
-from dippm.artifact import open_artifact
+from dippm.artifact import open_artifact, path_of_uri
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
 from dippm_operator.controller.settings import parse_settings
 from dippm_operator.fetch import LINK_LOCAL, LOOPBACK, ArtifactCache, Fetcher, FetchLimits
 from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, is_blocked
 from dippm_operator.fetch.http import shown
-from dippm_operator.fetch.local import path_of
 
 CONTENT = b"model" * 1000
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -337,7 +338,49 @@ async def test_file_uris_stay_below_their_root(tmp_path: Path, fetcher: Fetcher)
 
 def test_file_uri_with_a_host_says_how_to_write_it() -> None:
     with pytest.raises(ArtifactUnreachable, match=r"file:///models/m\.onnx"):
-        path_of("file://models/m.onnx")
+        path_of_uri("file://models/m.onnx")
+
+
+async def test_file_folders_follow_the_rules_of_every_store(tmp_path: Path) -> None:
+    root = (tmp_path / "models").resolve()
+    for name in ("one/deep/net.onnx", "served/1/saved_model.pb", "served/10/saved_model.pb", "two/a.onnx", "two/b.pt2"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(CONTENT)
+    write_llama(root / "llm", LLAMA_7B, shards=2)
+    (root / "out").mkdir()
+    (tmp_path / "secret.onnx").write_text("token")
+    (root / "out" / "net.onnx").symlink_to(tmp_path / "secret.onnx")
+    (root / "empty").mkdir()
+    rooted = Fetcher(ArtifactCache(tmp_path / "c", 1), replace(LIMITS, file_roots=(root,)))
+    for uri, found in (
+        ("one", "one/deep/net.onnx"),
+        ("one/", "one/deep/net.onnx"),
+        ("served", "served/10"),
+        ("llm", "llm"),
+    ):
+        async with rooted.open(f"file:{uri}") as artifact:
+            assert artifact.path == root / found
+    async with rooted.open("file:llm") as before:
+        assert before.size_bytes > 10**10, "of its files, not of the folder's entry"
+    (root / "llm" / "config.json").write_text((root / "llm" / "config.json").read_text() + "\n")
+    async with rooted.open("file:llm") as after:
+        assert after.etag != before.etag, "a file that is written anew leaves the folder's own time as it was"
+    for uri, said in (
+        ("two", r"file:two holds several models \(a.onnx, b.pt2\); name one: file:two/a.onnx"),
+        ("empty", "file:empty holds no model: "),
+        ("out", "files outside .*models are not read"),
+    ):
+        with pytest.raises(ArtifactUnreachable, match=said):
+            async with rooted.open(f"file:{uri}"):
+                pass
+
+
+async def test_a_pipe_is_refused_by_name_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    rooted = Fetcher(ArtifactCache(tmp_path / "c", 1), replace(LIMITS, file_roots=(tmp_path,)))
+    with pytest.raises(ArtifactUnreachable, match=r"pipe\.onnx is not a regular file; save the model"):
+        async with rooted.open("file:pipe.onnx"):
+            pass
 
 
 async def test_cache_lets_the_oldest_go_but_never_one_in_use(store: Store, tmp_path: Path) -> None:

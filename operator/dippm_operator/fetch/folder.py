@@ -9,12 +9,11 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from dippm import hf_files
+from dippm.detection import MODEL_SUFFIXES
 from dippm.errors import ArtifactUnreachable
 from dippm.tensorflow_files import SAVED_MODEL
 from dippm_operator.fetch.source import Source
 
-MODEL_SUFFIXES = (".onnx", ".pt2", ".pt", ".ts", ".tflite", ".keras")
-"""Files that may be a model with its operators."""
 _FILE_SUFFIXES = frozenset(
     (
         *MODEL_SUFFIXES,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dippm.artifact import Artifact
+from dippm.artifact import SAVE_WEIGHTS, Artifact
 from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel
 from dippm.frontend.archive import check_archive
 from dippm.frontend.converter import CONVERTERS
 from dippm.frontend.inputs import InputSpec
+from dippm.frontend.pickles import holds_weights_alone
 from dippm.graph import ModelGraph
+
+EXPORT = "`program = torch.export.export(model.eval(), (example,))` and `torch.export.save(program, 'model.pt2')`"
+"""The two lines that make a file which holds operators, and runs no code when it is loaded."""
 
 
 def open_door(
@@ -68,10 +72,16 @@ def _through(
         from dippm.frontend.constructors import graph_of_weights
 
         return graph_of_weights(artifact.path, artifact.constructor, batch=batch, inputs=inputs, shown=shown)
+    if holds_weights_alone(artifact.path):  # trusted or not, there is no operator in it
+        raise ModelFormatError(
+            f"{shown} holds weights only (a pickled state dict), no operators: load them into the model where its code "
+            f"is and export that with {EXPORT}, or save them with `{SAVE_WEIGHTS}` and say what they are of "
+            "(--constructor timm:NAME or torchvision:NAME)"
+        )
     if not trust_pickle:
         raise UnsafeModel(
             f"{shown} is a pickled PyTorch object, and loading it would run code that it carries: export it with "
-            "`program = torch.export.export(model.eval(), (example,))` and `torch.export.save(program, 'model.pt2')`"
+            f"{EXPORT}"
         )
     from dippm.frontend.torchscript import graph_of_pickle
 
