@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from dippm import hf_files
 from dippm.errors import InputShapeError, ModelFormatError
 from dippm.frontend.exported_program import graph_of_module
-from dippm.frontend.inputs import MAX_DIM, InputSpec
+from dippm.frontend.inputs import MAX_DIM, InputSpec, asked_by_name
 from dippm.graph import FLOAT_DTYPES, ModelGraph
 
 EXTRA = "pip install 'dippm[timm]'"
@@ -64,6 +65,7 @@ def graph_of_weights(
         _check(weights.shapes, module, constructor, shown)
     else:
         notes.append(f"the folder has no safetensors file: {constructor} is priced by config.json alone")
+    _check_names(module, inputs, shown)
     example = _example(library.image(name, module), config, batch, inputs, shown)
     try:
         graph = graph_of_module(module, [example], batch=batch)
@@ -199,6 +201,11 @@ def _check(stored: Mapping[str, tuple[int, ...]], module: torch.nn.Module, const
         f"{shown} is not the weights of {constructor}: the file {in_file}, the constructor {in_module} "
         f"({len(differing)} of {len(built.keys() | kept.keys())} tensors differ)"
     )
+
+
+def _check_names(module: torch.nn.Module, inputs: tuple[InputSpec, ...] | None, shown: str) -> None:
+    """Raises InputShapeError for an input that is not the image, which is what comes first."""
+    asked_by_name([next(iter(inspect.signature(module.forward).parameters))], inputs, shown)
 
 
 def _example(

@@ -25,10 +25,10 @@ class InputSpec:
 def parse_input(text: str) -> InputSpec:
     """Read `3,224,224`, `NAME=3,224,224` or either with `:int64` after it. An empty shape is a scalar per batch row.
 
-    Raises InputShapeError.
+    A name may have colons in it, as TensorFlow's have. Raises InputShapeError.
     """
-    rest, _, dtype = text.partition(":")
-    name, equals, shape_text = rest.rpartition("=")
+    name, equals, rest = text.rpartition("=")
+    shape_text, _, dtype = rest.partition(":")
     try:
         shape = tuple(int(part) for part in shape_text.split(",") if part.strip())
     except ValueError:
@@ -41,16 +41,18 @@ def parse_input(text: str) -> InputSpec:
 def asked_by_name(names: list[str], inputs: tuple[InputSpec, ...] | None, shown: str) -> dict[str, InputSpec]:
     """The inputs that the user described, by name; those without a name in the model's order.
 
-    Raises InputShapeError for one that the model does not have.
+    Raises InputShapeError for one that the model does not have, or that is described twice.
     """
     asked: dict[str, InputSpec] = {}
     for position, spec in enumerate(inputs or ()):
         name = spec.name if spec.name is not None else (names[position] if position < len(names) else None)
-        if name not in names and len(inputs or ()) == len(names):
-            name = names[position]  # a name of the user's own, as the paper's call gives none
+        if name is None:
+            raise InputShapeError(f"{shown} has no input {position + 1}: it has {', '.join(names)}")
         if name not in names:
-            raise InputShapeError(f"{shown} has no input {spec.name or position + 1}: it has {', '.join(names)}")
-        asked[str(name)] = spec
+            raise InputShapeError(f"{shown} has no input {name!r}: it has {', '.join(names)}")
+        if name in asked:
+            raise InputShapeError(f"input {name!r} of {shown} is described twice: say each input once")
+        asked[name] = spec
     return asked
 
 

@@ -7,6 +7,7 @@ tensor of the model becomes a node of a flat graph (`script_interpreter`), which
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def graph_of_pickle(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | N
         raise ModelFormatError(f"{shown} cannot be unpickled here: {type(error).__name__}: {error}") from None
     if not isinstance(module, torch.nn.Module):
         raise ModelFormatError(f"{shown} holds {type(module).__name__}, not a module: weights alone are no model")
-    examples = _examples([], batch, inputs, shown)
+    accepted = signature(module.forward).parameters.values()
+    names = [p.name for p in accepted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    examples = _examples(names, batch, inputs, shown)
     try:
         return graph_of_module(module.eval(), examples, batch=batch)
     except RuntimeError as error:
