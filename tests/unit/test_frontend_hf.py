@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import re
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -358,8 +361,85 @@ def test_notes_say_which_network_was_priced(tmp_path: Path) -> None:
     notes = " ".join(graph_of(folder, "16").notes)
     assert "BertModel was priced" in notes
     assert "pytorch_model.bin is a pickle and is not opened" in notes
-    write_weights(folder / "model.safetensors", {"a": ("F32", [7], 28)})
-    assert "the files hold 7 weights" in " ".join(graph_of(folder, "16").notes)
+
+
+def saved(folder: Path, config: Config) -> dict[str, tuple[int, ...]]:
+    """The folder as transformers itself writes it, and the shapes in it."""
+    import transformers
+
+    body = transformers.AutoConfig.for_model(**config)
+    getattr(transformers, config["architectures"][0])(body).save_pretrained(folder)
+    return dict(hf_files.read_weight_files(folder, "saved").shapes)
+
+
+def rewrite(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    sized = {name: ("F32", list(shape), 4 * math.prod(shape)) for name, shape in shapes.items()}
+    write_weights(folder / "model.safetensors", sized)
+    return folder
+
+
+GPT2: Config = {
+    "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 32, "n_layer": 2, "n_head": 2,
+    "vocab_size": 100,
+}  # fmt: skip
+
+
+def test_weights_of_another_model_are_an_error(tmp_path: Path) -> None:
+    """A narrower one, half of one, one of the same width, and next to nothing."""
+    needs_transformers()
+    bert, other = tmp_path / "bert", tmp_path / "other"
+    own = saved(bert, BERT)
+    layers = {name: shape for name, shape in own.items() if ".layer.1." not in name and "embeddings" not in name}
+    for wrong in (
+        saved(other, {**BERT, "hidden_size": 16}),
+        dict(list(layers.items())[:6]),
+        saved(tmp_path / "gpt2", GPT2),
+        {"a": (7,)},
+    ):
+        said = r"are not those of BertForMaskedLM: \d+ of its \d+ tensors are not in them \(first bert\.[\w.]+ of \["
+        with pytest.raises(ModelFormatError, match=said):
+            graph_of(rewrite(bert, wrong), "16")
+    shutil.rmtree(other)
+    write_config(other, BERT)
+    assert "priced by config.json alone" in " ".join(graph_of(other, "16").notes), "the way out that is named"
+
+
+def test_weights_that_are_more_less_or_otherwise_named_are_no_error(tmp_path: Path) -> None:
+    needs_transformers()
+    folder = tmp_path / "bert"
+    own = saved(folder, BERT)
+    assert graph_of(folder, "16").notes == ()
+    assert graph_of(rewrite(folder, {n.removeprefix("bert."): s for n, s in own.items()}), "16").notes == ()
+    assert graph_of(rewrite(folder, {f"old.{n}.gamma": s for n, s in own.items()}), "16").notes == ()
+    more = " ".join(graph_of(rewrite(folder, {**own, "head": (1000, 100)}), "16").notes)
+    assert "the files hold" in more
+    assert "not in the files" not in more
+    less = {name: shape for name, shape in own.items() if ".layer.1." not in name}
+    assert re.search(
+        r"the latter are priced \(\d+ of its \d+ tensors are not in the files\)",
+        " ".join(graph_of(rewrite(folder, less), "16").notes),
+    )
+
+
+def test_experts_are_put_together_by_transformers(tmp_path: Path) -> None:
+    """In the file each expert has its own tensors, in the module all have one."""
+    needs_transformers()
+    import torch
+    import transformers
+
+    from dippm.frontend.hf_weights import notes_on_weights
+
+    config: Config = {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 100,
+        "num_local_experts": 4,
+    }  # fmt: skip
+    shapes = saved(tmp_path / "mixtral", config)
+    assert sum(".experts." in name for name in shapes) == 12
+    with torch.device("meta"):
+        module = transformers.MixtralForCausalLM(transformers.AutoConfig.for_model(**config))
+    stored = hf_files.read_weight_files(tmp_path / "mixtral", "mixtral")
+    assert list(notes_on_weights(tmp_path / "mixtral", stored, module, "MixtralForCausalLM", "mixtral")) == []
 
 
 def test_the_hub_is_as_the_process_had_it(tmp_path: Path) -> None:

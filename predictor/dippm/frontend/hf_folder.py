@@ -2,7 +2,8 @@
 
 1. Believe the config, or refuse it (`hf_config`): no code of the repository, nothing fetched.
 2. Take the class that `architectures` names, if it is transformers' own and made for that config.
-3. Build it on the meta device, in FP32 like every graph; no weights are read or allocated.
+3. Build it on the meta device, in FP32 like every graph; no weights are read or allocated. Hold the headers of the
+   weights against it (`hf_weights`).
 4. Make its inputs: what the user said, else what the config says.
 5. Export it as a `.pt2` would be, a stack of equal layers once (`repeated_layers`); its modules give scopes and
    lifetimes, so it is priced as eager Python.
@@ -23,6 +24,7 @@ import torch
 from dippm import hf_files
 from dippm.errors import InputShapeError, ModelFormatError
 from dippm.frontend.hf_config import believed, check_positions, image_shape
+from dippm.frontend.hf_weights import notes_on_weights
 from dippm.frontend.inputs import MAX_NUMEL, InputSpec, asked_by_name
 from dippm.frontend.repeated_layers import graph_of_layers
 from dippm.graph import DTYPE_BYTES, FLOAT_DTYPES, ModelGraph
@@ -45,6 +47,7 @@ def graph_of_folder(folder: Path, *, batch: int, inputs: tuple[InputSpec, ...] |
         if hasattr(config, "use_cache"):
             config.use_cache = False
         module = _on_meta(architecture, config, shown)
+        on_weights = tuple(notes_on_weights(folder, weights, module, architecture.__name__, shown))
         examples = _examples(config, architecture, batch, inputs, shown)
         graph = graph_of_layers(module, examples, batch=batch)
     notes = []
@@ -56,7 +59,7 @@ def graph_of_folder(folder: Path, *, batch: int, inputs: tuple[InputSpec, ...] |
             f"priced as one forward pass over {length} tokens (prefill) without a KV cache: generating needs memory "
             "for the cache on top"
         )
-    notes += _weights_notes(folder, weights, module, architecture.__name__)
+    notes += on_weights
     stored = weights.main_dtype if weights.main_dtype in FLOAT_DTYPES else ""
     return replace(graph, format="huggingface", stored_dtype=stored, notes=tuple(notes))
 
@@ -205,17 +208,3 @@ def _tensor(name: str, spec: InputSpec, batch: int, config: Any, shown: str) -> 
     if dtype not in DTYPE_BYTES or (name.endswith("_ids") and dtype not in ("int64", "int32")):
         raise InputShapeError(f"{shown}: {name} cannot have dtype {dtype!r}: leave it out")
     return torch.empty((batch, *spec.shape), dtype=getattr(torch, dtype), device="meta")
-
-
-def _weights_notes(
-    folder: Path, weights: hf_files.WeightFiles, module: torch.nn.Module, architecture: str
-) -> Iterator[str]:
-    """What the files hold, where it is not what the architecture has."""
-    if not weights.files:
-        pickles = hf_files.pickles_in(folder)
-        opened = f" ({pickles[0]} is a pickle and is not opened)" if pickles else ""
-        yield f"the folder has no safetensors file{opened}: the architecture is priced by config.json alone"
-        return
-    built = sum(p.numel() for p in module.parameters())
-    if abs(weights.elements - built) > 0.02 * max(built, 1):
-        yield (f"the files hold {weights.elements:,} weights and {architecture} has {built:,}: the latter are priced")
