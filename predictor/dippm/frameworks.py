@@ -1,6 +1,7 @@
 """Which kinds of model file are read, what each needs beside dippm itself, and which runtime `auto` takes for it.
 
-What is installed is looked up by its metadata: nothing is imported.
+What is installed is looked up by its metadata, and nothing is imported here. Of timm and torchvision that says too
+little: one made for another torch is installed and cannot be imported, so that is tried in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from dippm.case import Runtime
 from dippm.errors import ModelFormatError
 from dippm.frontend.convert_child import versions
 from dippm.frontend.converter import CONVERTERS
+from dippm.importable import TFLITE_INSTALL, reinstall_torchvision, why_not
 
-_EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "huggingface": ("huggingface", ("transformers",)),
-    "safetensors": ("timm", ("timm", "torchvision")),
-    "tflite": ("tensorflow", ("tflite",)),
+_NEEDED: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "huggingface": ("pip install 'dippm[huggingface]'", ("transformers",)),
+    "safetensors": ("pip install 'dippm[timm]'", ("timm", "torchvision")),
+    "tflite": (TFLITE_INSTALL, ("tflite",)),
 }
-"""Of formats that are read in the parsing process and need more than dippm itself: the extra, and its packages."""
+"""Of formats that are read in the parsing process and need more than dippm itself: what installs it, and its packages.
+"""
+_TRANSFORMERS = 5
+"""The major version of transformers that builds architectures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,11 @@ class Framework:
     packages: Mapping[str, str | None]
     """Version of each package that it needs, None where that is missing."""
     install: str
-    """The command that installs what it needs; empty where dippm alone is enough."""
+    """The command that installs what it needs, or anew; empty where dippm alone is enough."""
     python: str = ""
     """Another interpreter that converts it, where a setting names one."""
     problem: str = ""
-    """Why that interpreter cannot be asked."""
+    """Why it cannot be read although all is there: that interpreter cannot be asked, or a package not be imported."""
 
     @property
     def is_ready(self) -> bool:
@@ -66,6 +71,26 @@ def _framework(name: str) -> Framework:
             packages = converter.installed()
         except ModelFormatError as error:
             packages, problem = {n.partition("|")[0]: None for n in converter.packages}, str(error)
-    elif extra := _EXTRAS.get(name):
-        install, packages = f"pip install 'dippm[{extra[0]}]'", versions(extra[1])
+    elif needed := _NEEDED.get(name):
+        install, packages = needed[0], versions(needed[1])
+        if None not in packages.values():
+            install, problem = _tried(name, packages) or (install, "")
     return Framework(name, spoken(name), resolved.asked, resolved.predicted, packages, install, python, problem)
+
+
+def _tried(name: str, packages: Mapping[str, str | None]) -> tuple[str, str] | None:
+    """What is there and does not do: the command that mends it, and the sentence; None where all is well."""
+    if name == "huggingface" and not _is_at_least(packages["transformers"], _TRANSFORMERS):
+        install = "pip install --upgrade 'dippm[huggingface]'"
+        return install, f"transformers {packages['transformers']} is too old, {_TRANSFORMERS} is needed: {install}"
+    if name == "safetensors" and (why := why_not(tuple(packages))):
+        torch = str(versions(("torch",))["torch"])
+        install = reinstall_torchvision(torch)
+        said = " and ".join(f"{package} {version}" for package, version in packages.items())
+        return install, f"{said} cannot be imported beside torch {torch} ({why}): {install}"
+    return None
+
+
+def _is_at_least(version: str | None, major: int) -> bool:
+    first = (version or "").partition(".")[0]
+    return first.isdecimal() and int(first) >= major

@@ -50,7 +50,7 @@ SMALL_MACS = 8 * (16 * 16 * 16 * 27 + 16 * 16 * 16 * 9 + 16 * 16 * 16 * 32 + 32 
 
 tflite = pytest.mark.skipif(
     importlib.util.find_spec("tflite") is None,
-    reason="needs tflite: pip install 'dippm[tensorflow]'",
+    reason="needs tflite: pip install tflite",
 )
 
 

@@ -22,6 +22,7 @@ from dippm.errors import InputShapeError, ModelFormatError
 from dippm.frontend.exported_program import graph_of_module
 from dippm.frontend.inputs import MAX_DIM, InputSpec, asked_by_name
 from dippm.graph import FLOAT_DTYPES, ModelGraph
+from dippm.importable import reinstall_torchvision
 
 EXTRA = "pip install 'dippm[timm]'"
 _ARGUMENTS = frozenset({
@@ -70,8 +71,7 @@ def graph_of_weights(
     try:
         graph = graph_of_module(module, [example], batch=batch)
     except (RuntimeError, AssertionError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputShapeError(f"{constructor} does not take {list(example.shape[1:])}: {first[:200]}") from error
+        raise InputShapeError(f"{constructor} does not take {list(example.shape[1:])}: {_first_line(error)}") from error
     stored = weights.main_dtype if weights.main_dtype in FLOAT_DTYPES else ""
     return replace(graph, format="safetensors", stored_dtype=stored, notes=(*graph.notes, *notes))
 
@@ -85,10 +85,16 @@ def _named(constructor: str, shown: str) -> tuple[Library, str]:
         )
     try:
         library = _LIBRARIES[prefix]()
-    except (ImportError, RuntimeError):  # RuntimeError: a torchvision that was made for another torch
+    except ModuleNotFoundError as error:
+        raise ModelFormatError(
+            f"{shown} is weights of {constructor}, which needs {error.name}: {EXTRA}, torchvision from the index that "
+            "torch came from"
+        ) from None
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was made for another torch
         raise ModelFormatError(
             f"{shown} is weights of {constructor}, which needs {prefix} and a torchvision made for torch "
-            f"{torch.__version__}: {EXTRA}, torchvision from the index that torch came from"
+            f"{torch.__version__}, and what is installed cannot be imported ({_first_line(error)}): "
+            f"{reinstall_torchvision(torch.__version__)}"
         ) from None
     known = library.models()
     if name not in known:
@@ -162,10 +168,15 @@ def _on_meta(library: Library, name: str, arguments: Mapping[str, Any], shown: s
         except NotImplementedError:  # a constructor that computes its widths with tensors
             module = library.build(name, arguments).to("meta")
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         said = ", ".join(f"{k}={v}" for k, v in arguments.items())
-        raise ModelFormatError(f"{shown}: {library.name}:{name} cannot be built with {said}: {first[:200]}") from None
+        raise ModelFormatError(
+            f"{shown}: {library.name}:{name} cannot be built with {said}: {_first_line(error)}"
+        ) from None
     return module.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _state(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from dippm.frontend.relax.tflite import express_tflite_in_relax
 from dippm.frontend.tensorflow_patterns import put_together
 from dippm.frontend.tflite_onnx import onnx_of
 from dippm.graph import ModelGraph
+from dippm.importable import TFLITE_INSTALL
 
 _QUANTISED = ("INT8", "UINT8", "INT16", "INT4")
 
@@ -27,9 +28,7 @@ _QUANTISED = ("INT8", "UINT8", "INT16", "INT4")
 def graph_of_tflite(path: Path, *, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> ModelGraph:
     """The graph of a TFLite file at `batch`; see `dippm.frontend.load_graph`."""
     if importlib.util.find_spec("tflite") is None:
-        raise ModelFormatError(
-            f"{shown} is a TensorFlow Lite model, which needs tflite: pip install 'dippm[tensorflow]'"
-        )
+        raise ModelFormatError(f"{shown} is a TensorFlow Lite model, which needs tflite: {TFLITE_INSTALL}")
     import tflite
 
     with path.open("rb") as file:
