@@ -70,7 +70,6 @@ class SizeCommand:
             "through. The predictions go to standard error."
         )
         parser.epilog = EXAMPLES
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.add_argument(
             "-f", "--filename", action="append", required=True, metavar="FILE",
             help="manifest, folder of manifests, or - for standard input; may be given several times",

@@ -31,8 +31,8 @@ from tests.unit.test_fetch_skim import write_onnx
 
 from dippm.artifact import open_artifact
 from dippm.frontend import load_graph
-from dippm_operator.controller.claims import ClaimNotFound, ClaimPending, ClaimReader, ClaimSettings
-from dippm_operator.controller.settings import parse_settings
+from dippm_operator.controller.claims import ClaimNotFound, ClaimPending, ClaimReader
+from dippm_operator.controller.settings import ClaimSettings, parse_settings
 from dippm_operator.fetch import ArtifactCache
 from dippm_operator.kube import ApiClient, Connection
 from dippm_operator.resource import InferenceJob, parse_inference_job

@@ -79,6 +79,23 @@ def test_help_shows_examples(arguments: list[str], capsys: pytest.CaptureFixture
     assert "examples:\n  dippm" in capsys.readouterr().out
 
 
+HELPS = (["predict"], ["size"], ["profiles"], ["frameworks"], ["measure"], ["train"], ["evaluate"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], *HELPS, ["graph"], ["graph", "list"], ["graph", "extract"], ["graph", "pack"]], ids=" ".join
+)
+def test_help_fits_on_a_hundred_columns_and_each_name_has_its_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments, "--help"])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 100
+    if not arguments:
+        assert all(f"\n    {name}  " in said for name in commands()), "and what it does stands on the same line"
+
+
 class Hello:
     """A plugin's command."""
 

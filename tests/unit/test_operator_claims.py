@@ -24,9 +24,9 @@ from dippm_operator.controller.claims import (
     ClaimPending,
     ClaimReader,
     ClaimReadFailed,
-    ClaimSettings,
     ClaimsOff,
 )
+from dippm_operator.controller.settings import ClaimSettings
 from dippm_operator.fetch import ArtifactCache
 from dippm_operator.fetch.claim import MAX_COMPRESSED_BYTES, ClaimPath, parse_pvc, spoken, understood, write
 from dippm_operator.fetch.claim_reader import read

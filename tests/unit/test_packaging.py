@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -114,6 +115,38 @@ def test_each_command_resolves_to_a_callable() -> None:
     for target in project()["project"]["scripts"].values():
         module, name = target.split(":")
         assert callable(getattr(importlib.import_module(module), name)), target
+
+
+OPERATOR_PACKAGES = ("kopf", "kubernetes", "prometheus_client", "cryptography", "botocore", "google")
+WITHOUT_OPERATOR = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OPERATOR_PACKAGES}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.partition(".")[0])
+
+sys.meta_path.insert(0, Missing())
+"""
+"""As after `pip install dippm`, without the extra."""
+
+
+@pytest.mark.parametrize("command", ["dippm-operator", "dippm-webhook"])
+def test_without_the_extra_its_commands_say_so_and_help_works(command: str) -> None:
+    module, name = project()["project"]["scripts"][command].split(":")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"{WITHOUT_OPERATOR}sys.argv = {[command, *arguments]}\nfrom {module} import {name}\nsys.exit({name}())"
+        path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PATH": "/usr/bin:/bin"}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path, check=False)
+
+    told = run("--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith(f"usage: {command} ")
+    done = run()
+    assert done.returncode == 2
+    said = rf"{command} needs the package \w+, which is not installed: pip install 'dippm\[operator\]'\n"
+    assert re.fullmatch(said, done.stderr)
 
 
 def test_each_entry_point_resolves() -> None:

@@ -11,10 +11,10 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from dippm.errors import ArtifactUnreachable
+from dippm_operator.controller.settings import ClaimSettings
 from dippm_operator.fetch import ArtifactCache, Fetched, shown
 from dippm_operator.fetch.cache import Entry
 from dippm_operator.fetch.claim import MAX_LOG_BYTES, ClaimPath, Handed, parse_pvc, understood, write
@@ -51,16 +51,6 @@ class ClaimReadFailed(ArtifactUnreachable):
     """The pod that reads the claim ended without an answer, or took too long."""
 
     reason = "ClaimReadFailed"
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimSettings:
-    """How claims are read."""
-
-    image: str
-    """Of the reader: the operator's own. Empty: claims are not read."""
-    seconds: float = 120.0
-    """From the Job to its answer; then it is ended."""
 
 
 class ClaimReader:

@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dippm_operator.controller.claims import ClaimSettings
 from dippm_operator.fetch import HUB, LINK_LOCAL, LOOPBACK, PRIVATE, FetchLimits
 from dippm_operator.sizing.inventory import declare
 
 GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimSettings:
+    """How claims are read."""
+
+    image: str
+    """Of the reader: the operator's own. Empty: claims are not read."""
+    seconds: float = 120.0
+    """From the Job to its answer; then it is ended."""
 
 
 @dataclass(frozen=True, slots=True)

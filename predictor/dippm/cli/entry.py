@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
@@ -16,6 +17,7 @@ from dippm.version import VERSION
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+COLUMNS = 100
 
 EPILOG = """\
 examples:
@@ -79,11 +81,12 @@ def parse(arguments: Sequence[str], known: Mapping[str, Command]) -> tuple[argpa
         command = known[name]
         parser = Parser(prog=f"dippm {name}", description=_sentence(command.help), formatter_class=_Formatter)
         command.add_arguments(parser)
+        parser.description = _wrapped(parser.description)
         position = list(arguments).index(name)
         return parser.parse_args([*arguments[:position], *arguments[position + 1 :]]), command
     top = Parser(prog="dippm", description="What a deep-learning model needs, without running it.", epilog=EPILOG)
     top.formatter_class = _Formatter
-    top.add_argument("--version", action="version", version=f"dippm {VERSION}")
+    top.add_argument("-V", "--version", action="version", version=f"dippm {VERSION}")
     if name is not None:
         top.error(f"no command {name!r}: there are {', '.join(known)}")
     listed = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
@@ -95,8 +98,14 @@ def parse(arguments: Sequence[str], known: Mapping[str, Command]) -> tuple[argpa
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves examples as they are; descriptions are wrapped before."""
+
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=100)
+        super().__init__(prog, max_help_position=32, width=COLUMNS)
+
+
+def _wrapped(description: str | None) -> str:
+    return "\n\n".join(textwrap.fill(part, COLUMNS) for part in (description or "").split("\n\n"))
 
 
 def _sentence(text: str) -> str:

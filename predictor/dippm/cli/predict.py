@@ -29,8 +29,9 @@ examples:
   dippm predict ./ppocr_det --framework paddle --batch 8
   dippm predict resnet50.onnx --batch 32 --max-latency 20 --allow 1g.5gb --allow 2g.10gb
 
-exit code: 0 where there is a prediction, also of a model that fits no profile (mig_profile is null then, and a
-note says why); 2 where there is none, with one sentence on standard error that says what to put right.
+exit code: 0 where there is a prediction, also of a model that fits no profile (mig_profile is null
+then, and a note says why); 2 where there is none, with one sentence on standard error that says
+what to put right.
 """
 
 
@@ -40,10 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="model file or folder: ONNX, .pt2, TorchScript, Hugging Face and others (see dippm frameworks)",
+        help="model file or folder on this machine: ONNX, .pt2, TorchScript, Hugging Face and others "
+        "(see dippm frameworks)",
     )
     parser.add_argument(
-        "--framework", default="auto", metavar="NAME", help="format of the file (default: auto, by content)"
+        "--framework",
+        default="auto",
+        metavar="NAME",
+        help="format of the file, as dippm frameworks lists it, or pytorch or tensorflow (default: auto, by content)",
     )
     parser.add_argument(
         "--constructor",
