@@ -16,7 +16,7 @@ import torch
 from dippm.artifact import open_artifact
 from dippm.case import Case
 from dippm.cli.entry import main
-from dippm.errors import ModelFormatError, UnsafeModel
+from dippm.errors import ModelFormatError, UnknownDevice, UnsafeModel
 from dippm.frontend import load_graph, parse_input
 from dippm.measure import one_model
 from dippm.measure.one_model import Measured, example, loaded_by_torch, measure_file, to_dict, to_text
@@ -80,11 +80,76 @@ def test_an_onnx_file_wants_its_runtime(monkeypatch: pytest.MonkeyPatch) -> None
         one_model.check_runtime(replace(artifact, format="huggingface"))
 
 
-def test_without_a_gpu_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_one_sentence(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(one_model, "find_spec", lambda name: True)
     assert main(["measure", "--model", "examples/models/resnet50.onnx", "--batch", "2"]) == 2
     assert re.search(r"dippm: (no NVIDIA GPU answers here|.* nvidia-ml-py: pip install)", capsys.readouterr().err)
+    monkeypatch.setattr(one_model, "require_gpu", lambda: None)
+    assert main(["measure", "--model", str(files["pt2"]), "--batch", "4"]) == 2
+    assert re.search(r"dippm: PyTorch 2\.\S+ is a build without CUDA, or finds no GPU: ", capsys.readouterr().err)
+
+
+def no_gpu() -> None:
+    raise UnknownDevice("the GPU was asked for")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none.onnx", "none.onnx cannot be read: No such file"),
+        ("letter.onnx", "is no model that is known here"),
+        ("small.pkl", "pickled PyTorch object"),
+        ("cut.onnx", "cut.onnx"),
+        ("resnet50.onnx", "the GPU was asked for"),
+    ],
+)
+def test_what_is_wrong_with_the_file_is_said_before_a_gpu_is_asked_for(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = Path("examples/models/resnet50.onnx").read_bytes()
+    (tmp_path / "letter.onnx").write_bytes(b"hello, this is no model at all")
+    (tmp_path / "small.pkl").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "cut.onnx").write_bytes(good[:20_000])
+    (tmp_path / "resnet50.onnx").write_bytes(good)
+    monkeypatch.setattr(one_model, "require_gpu", no_gpu)
+    monkeypatch.setattr("dippm.measure.command.require_gpu", no_gpu)
+    monkeypatch.setattr(one_model, "find_spec", lambda name: True)
+    assert main(["measure", "--model", str(tmp_path / name), "--batch", "2"]) == 2
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert len(captured.splitlines()) == 1
+
+
+def test_a_list_of_cases_is_read_before_a_gpu_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dippm.measure.command.require_gpu", no_gpu)
+    (tmp_path / "letter").write_text("hello\n")
+    for name, said in (("none", "cannot be read (No such file or directory)"), ("letter", "is no list of cases")):
+        assert main(["measure", str(tmp_path / name), "--out", str(tmp_path / "rows.gz")]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["graph", "extract", "none.jsonl", "g.gz"], "none.jsonl cannot be read (No such file or directory)"),
+        (["graph", "pack", "none.jsonl", "r.gz", "--graphs", "g.gz", "--out", "o"], "none.jsonl cannot be read"),
+        (["graph", "list", "/nowhere/list.jsonl", "--paper"], "/nowhere/list.jsonl cannot be read or written"),
+        (["graph", "list", "l.jsonl", "--known", "/nowhere"], "/nowhere holds no cases.parquet"),
+    ],
+)
+def test_a_missing_file_of_the_pipeline_is_one_sentence(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert len(captured.splitlines()) == 1
 
 
 def test_a_list_or_a_model_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

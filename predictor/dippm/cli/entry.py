@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has left (`dippm ... | head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"dippm: {error.filename} cannot be read or written ({error.strerror}): check the path", file=sys.stderr)
+        return BAD_INPUT
     return code
 
 

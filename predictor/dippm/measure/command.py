@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from dippm.artifact import open_artifact
 from dippm.case import Allocator, Runtime
 from dippm.data.rowfile import RowFile
 from dippm.errors import DippmError
@@ -69,13 +70,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the stages, or measures one model; 0 when every row could be written."""
     if args.model is None and (args.cases is None or args.out is None):
         raise DippmError("dippm measure wants a list of cases and --out ROWS, or one file: --model FILE --batch N")
-    require_gpu()
-    if args.model is not None:
+    if args.model is not None:  # what is wrong with the file is said before a GPU is asked for
+        open_artifact(args.model)
         from dippm.measure import one_model
 
         return one_model.run(args)
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     cases, rows = read_cases(args.cases), RowFile(args.out)
+    require_gpu()
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     preload()
     report = describe_machine()
     rows.append({"provenance": report})

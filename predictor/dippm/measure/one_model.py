@@ -23,7 +23,7 @@ from dippm.case import Case, Precision
 from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnknownDevice
 from dippm.frontend import load_graph, parse_input
 from dippm.graph import ModelGraph
-from dippm.measure.nvml import open_gpu
+from dippm.measure.nvml import open_gpu, require_gpu
 from dippm.prediction import Prediction
 from dippm.predictor import predict_graph
 from dippm.profiles import resolve_device
@@ -59,6 +59,7 @@ class Measured:
 
 def run(args: argparse.Namespace) -> int:
     """Measures `args.model` and prints its labels."""
+    check_runtime(open_artifact(args.model))
     if args.batch is None or args.batch < 1:
         raise InputShapeError("the batch size is missing: say it with --batch, for example --batch 32")
     found = measure_file(args.model, batch=args.batch, inputs=args.input)
@@ -71,10 +72,16 @@ def measure_file(path: Path, *, batch: int, inputs: Sequence[str] | None = None)
     artifact = open_artifact(path)
     check_runtime(artifact)
     graph = load_graph(artifact, batch=batch, inputs=tuple(map(parse_input, inputs)) if inputs else None)
+    require_gpu()
+    by_torch = artifact.format in RUN_BY_TORCH
+    if by_torch and not torch.cuda.is_available():
+        raise MissingRuntime(
+            f"PyTorch {torch.__version__} is a build without CUDA, or finds no GPU: install one made for this driver "
+            "(pytorch.org/get-started)"
+        )
     gpu = open_gpu().describe()["gpu"].removeprefix("NVIDIA ").replace(" ", "-")
     precision = PRECISIONS.get(stored_dtype(graph), Precision.FP32)
     prediction, notes = _predicted(graph, Case(batch, precision, device=gpu))
-    by_torch = artifact.format in RUN_BY_TORCH
     labels = _by_torch(artifact, graph, precision) if by_torch else _by_onnxruntime(path, graph)
     return Measured(labels, prediction, gpu, USUAL[artifact.format].value, notes)
 

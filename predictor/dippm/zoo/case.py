@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dippm.case import Allocator, Case, Mode, Precision, Runtime
+from dippm.errors import DippmError
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,13 @@ class ZooCase:
 
 
 def read_cases(path: Path) -> list[ZooCase]:
-    """The cases of a list written by `write_cases`, in its order."""
-    return [ZooCase.from_json(line) for line in path.read_text().splitlines() if line.strip()]
+    """The cases of a list written by `write_cases`, in its order. Raises DippmError for a file that is none."""
+    try:
+        return [ZooCase.from_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise DippmError(f"{path} cannot be read ({error.strerror}): name a list that dippm graph list wrote") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DippmError(f"{path} is no list of cases: dippm graph list writes one") from None
 
 
 def write_cases(path: Path, cases: Iterable[ZooCase]) -> None:

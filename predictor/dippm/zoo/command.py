@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from dippm.case import Allocator, Mode, Precision, Runtime
 from dippm.data.batches import TEMPLATE_BATCH
+from dippm.errors import ArtifactUnreachable
 from dippm.zoo.case import InputShape, Network, ZooCase, read_cases, write_cases
 from dippm.zoo.declare import LARGEST_MIB
 
@@ -161,6 +162,8 @@ def _beside(
 
 def _known(root: Path) -> dict[str, ZooCase]:
     """The cases of a data set by id, as a list would hold them (their footprint is known, not planned)."""
+    if not (root / "cases.parquet").is_file():
+        raise ArtifactUnreachable(f"{root} holds no cases.parquet: give the folder of a data set")
     from dippm.data.tables import read_rows
 
     found = {}
