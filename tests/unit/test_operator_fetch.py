@@ -6,8 +6,11 @@ import asyncio
 import hashlib
 import ipaddress
 import os
+import re
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from tests.hugging_face import LLAMA_7B, write_llama
 
 from dippm.artifact import open_artifact, path_of_uri
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable, DigestMismatch
+from dippm_operator.certificates.issue import issue
 from dippm_operator.controller.settings import parse_settings
 from dippm_operator.fetch import LINK_LOCAL, LOOPBACK, ArtifactCache, Fetcher, FetchLimits
 from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, is_blocked
@@ -179,6 +183,72 @@ async def test_host_that_is_not_there(fetcher: Fetcher, unused_tcp_port: int) ->
     with pytest.raises(ArtifactUnreachable, match="cannot be reached"):
         async with fetcher.open(f"http://127.0.0.1:{unused_tcp_port}/m"):
             pass
+
+
+ANSWERS = [
+    ("http", None, "the server closed the connection without an answer"),
+    ("https", None, r"127.0.0.1:\d+: the connection was closed"),
+    ("http", b"SSH-2.0-OpenSSH_9.2\r\n", "what answers there does not speak HTTP"),
+    ("https", b"SSH-2.0-OpenSSH_9.2\r\n", r"127.0.0.1:\d+ does not speak TLS"),
+    ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc", "the answer ended early"),
+    ("http", b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\n\r\n", "it is not a sound URL"),
+]
+"""Scheme, what a server that is none answers, and how that is told."""
+
+
+@pytest.mark.parametrize(("scheme", "answer", "said"), ANSWERS)
+async def test_what_fails_on_the_way_is_told_in_words(
+    scheme: str, answer: bytes | None, said: str, fetcher: Fetcher
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        if answer is not None:
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        with pytest.raises(ArtifactUnreachable) as caught:
+            async with fetcher.open(f"{scheme}://127.0.0.1:{port}/m.onnx"):
+                pass
+    whole = rf"{scheme}://127.0.0.1:{port}/m.onnx cannot be reached \({said}\); check spec.model.uri."
+    assert re.fullmatch(whole, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("https://127.0.0.1:{closed}/m", r".* cannot be reached \(127.0.0.1:\d+: connection refused\)"),
+        ("https://no-such-host.invalid/m", r".* \(no-such-host.invalid:443: .*(known|resolution|hostname).*\)"),
+        ("http://127.0.0.1:99999/m", r".* \(it is not a sound URL\)"),
+        ("http://user:secret@[::1/m?key=secret", r"http://\[::1/m is not a sound URL"),
+    ],
+)
+async def test_where_nothing_answers_no_library_speaks(
+    uri: str, said: str, fetcher: Fetcher, unused_tcp_port: int
+) -> None:
+    with pytest.raises(ArtifactUnreachable) as caught:
+        async with fetcher.open(uri.format(closed=unused_tcp_port)):
+            pass
+    assert re.fullmatch(f"{said}; check spec.model.uri.", str(caught.value))
+    assert "ssl:" not in str(caught.value)
+
+
+async def test_a_certificate_that_is_not_trusted_is_told(tmp_path: Path, fetcher: Fetcher) -> None:
+    serving = issue(("localhost",), datetime.now(UTC), timedelta(days=1))
+    (tmp_path / "tls.crt").write_bytes(serving.certificate)
+    (tmp_path / "tls.key").write_bytes(serving.key)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    server = TestServer(web.Application(), scheme="https")
+    await server.start_server(ssl=context)
+    said = rf"the certificate of localhost:{server.port} is not trusted: \w"
+    with pytest.raises(ArtifactUnreachable, match=said):
+        async with fetcher.open(f"https://localhost:{server.port}/m.onnx"):
+            pass
+    await server.close()
 
 
 async def test_claims_and_unknown_schemes_say_so(fetcher: Fetcher) -> None:

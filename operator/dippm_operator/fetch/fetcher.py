@@ -57,7 +57,10 @@ class Fetcher:
 
         Raises ArtifactUnreachable, ArtifactTooLarge, DigestMismatch.
         """
-        scheme = urlsplit(uri).scheme
+        try:
+            scheme = urlsplit(uri).scheme
+        except ValueError:
+            raise ArtifactUnreachable(f"{shown(uri)} is not a sound URL; check spec.model.uri.") from None
         if scheme == "file":
             yield await asyncio.to_thread(fetch_file, uri, limits=self._limits, digest=digest)
             return

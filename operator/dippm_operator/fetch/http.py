@@ -13,6 +13,7 @@ from yarl import URL
 
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
 from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, check_host
+from dippm_operator.fetch.failures import in_words
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.source import Look
 
@@ -42,7 +43,10 @@ def client(limits: FetchLimits) -> aiohttp.ClientSession:
 
 def shown(uri: str) -> str:
     """The URI without user, password and query: they may be secrets, and messages are read by others."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # an address in brackets that do not close
+        return re.sub("//[^/]*@", "//", uri.partition("?")[0])
     scheme = f"{parts.scheme}:" if parts.scheme else ""
     # Not urlunsplit, which makes file:a an absolute path.
     host = f"//{parts.netloc.rpartition('@')[2]}" if uri[len(scheme) :].startswith("//") else ""
@@ -61,8 +65,7 @@ def spoken(name: str) -> Iterator[None]:
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressBlocked):
             raise ArtifactUnreachable(f"{name}: {error.os_error}; use another host.") from None
-        reason = str(error).strip() or type(error).__name__
-        raise ArtifactUnreachable(f"{name} cannot be reached ({reason}); check spec.model.uri.") from None
+        raise ArtifactUnreachable(f"{name} cannot be reached ({in_words(error)}); check spec.model.uri.") from None
 
 
 @dataclass(frozen=True, slots=True)
