@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from dippm_operator.failures import in_words
 from dippm_operator.kube import ApiClient, ApiFailure
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Lease:
                     logger.info("%s holds the Lease %s", self._identity, self._name)
                     return
             except (ApiFailure, *_UNREACHED) as error:
-                logger.warning("Lease %s: %s", self._name, error)
+                logger.warning("Lease %s: %s", self._name, in_words(error))
             if not waiting:
                 logger.info("%s waits for the Lease %s", self._identity, self._name)
                 waiting = True
@@ -76,8 +77,8 @@ class Lease:
                 renewed = time.monotonic()
             except (ApiFailure, *_UNREACHED) as error:
                 if time.monotonic() - renewed > self._deadline:
-                    raise LeaseLost(f"the Lease {self._name} could not be renewed: {error}") from error
-                logger.warning("Lease %s is not renewed: %s", self._name, error)
+                    raise LeaseLost(f"the Lease {self._name} could not be renewed: {in_words(error)}") from error
+                logger.warning("Lease %s is not renewed: %s", self._name, in_words(error))
 
     async def release(self) -> None:
         """Let another have it at once. Failing that it runs out by itself."""
@@ -87,7 +88,7 @@ class Lease:
                 lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _micro_time()}
                 await self._api.replace(f"{self._folder}/{self._name}", lease)
         except (ApiFailure, *_UNREACHED) as error:
-            logger.warning("Lease %s is not released: %s", self._name, error)
+            logger.warning("Lease %s is not released: %s", self._name, in_words(error))
 
     async def _try(self) -> bool:
         """One attempt to take or renew; False while another holds it."""

@@ -24,6 +24,7 @@ from dippm_operator.controller.secrets import secret_reader
 from dippm_operator.controller.settings import Settings
 from dippm_operator.controller.state import ClusterState, Key
 from dippm_operator.controller.workload import Workloads
+from dippm_operator.failures import in_words
 from dippm_operator.fetch import ArtifactCache, Fetcher
 from dippm_operator.kube import ApiClient, ApiFailure, Connection
 from dippm_operator.predict import predictor_version
@@ -152,7 +153,9 @@ async def _work(
             level = logging.DEBUG if failure.code == 409 else logging.WARNING
             logger.log(level, "%s/%s: the API server says %s; again in %.0f s", *key, failure, seconds)
         except (aiohttp.ClientError, TimeoutError) as error:
-            logger.warning("%s/%s: API server not reached (%s); again in %.0f s", *key, error, queue.retry(key))
+            logger.warning(
+                "%s/%s: API server not reached (%s); again in %.0f s", *key, in_words(error), queue.retry(key)
+            )
         except Exception:  # one object that trips a fault of ours must not stop the others
             logger.exception("%s/%s: a fault of the operator; again in %.0f s", *key, queue.retry(key))
         finally:
@@ -177,5 +180,5 @@ async def _care_for_certificates(api: ApiClient, settings: Settings) -> None:
         try:
             wait = (await ensure_certificates(api, certificate)).again_in_seconds
         except (ApiFailure, aiohttp.ClientError, TimeoutError) as error:
-            logger.warning("the webhook's certificate: %s; again in %.0f s", error, wait)
+            logger.warning("the webhook's certificate: %s; again in %.0f s", in_words(error), wait)
         await asyncio.sleep(wait)

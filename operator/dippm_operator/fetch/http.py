@@ -12,8 +12,8 @@ import aiohttp
 from yarl import URL
 
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
+from dippm_operator.failures import in_words
 from dippm_operator.fetch.address import AddressBlocked, FilteringResolver, check_host
-from dippm_operator.fetch.failures import in_words
 from dippm_operator.fetch.limits import FetchLimits
 from dippm_operator.fetch.source import Look
 

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 
 from dippm.errors import ManifestError
+from dippm_operator.failures import in_words
 from dippm_operator.kube.api import ApiClient, ApiFailure
 from dippm_operator.resource import InferenceJob, parse_inference_job
 from dippm_operator.resource.names import API_VERSION, KIND, PLURAL
@@ -126,9 +127,7 @@ class JobCache:
                 self._version = ""
                 logger.info("the watch of InferenceJobs starts over: its resourceVersion is too old")
             except (ApiFailure, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                logger.warning(
-                    "watching InferenceJobs: %s; again in %.1f s", str(error) or type(error).__name__, backoff
-                )
+                logger.warning("watching InferenceJobs: %s; again in %.1f s", in_words(error), backoff)
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
 

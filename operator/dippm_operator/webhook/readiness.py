@@ -7,6 +7,7 @@ import logging
 
 import aiohttp
 
+from dippm_operator.failures import in_words
 from dippm_operator.kube.api import ApiClient, ApiFailure
 from dippm_operator.webhook.cache import JobCache
 from dippm_operator.webhook.certificate import ServingCertificate, clients_of
@@ -48,7 +49,7 @@ class Readiness:
             try:
                 self._distrust = await self.check() if self._configuration else ""
             except (ApiFailure, aiohttp.ClientError, TimeoutError) as error:
-                logger.warning("webhook configuration %s: %s", self._configuration, str(error) or type(error).__name__)
+                logger.warning("webhook configuration %s: %s", self._configuration, in_words(error))
             await asyncio.sleep(UNTRUSTED_SECONDS if self._distrust else TRUSTED_SECONDS)
 
     async def check(self) -> str:

@@ -1,4 +1,4 @@
-"""What went wrong on the way to a store, in words for the user instead of a library's."""
+"""What went wrong on the way to a server, in words for the user instead of a library's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import aiohttp
 
 
 def in_words(error: Exception) -> str:
-    """A clause of one line for what aiohttp, the socket or the URL's parser raised."""
+    """A clause of one line for what aiohttp, the socket or the URL's parser raised; others have their own first line."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
         why = cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else "it is for another host"
@@ -24,7 +24,9 @@ def in_words(error: Exception) -> str:
         return "the answer ended early"
     if isinstance(error, aiohttp.ClientResponseError):
         return "what answers there does not speak HTTP"
-    if isinstance(error, aiohttp.InvalidURL) or not isinstance(error, aiohttp.ClientError | OSError):
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ValueError):  # aiohttp's InvalidURL is one too
         return "it is not a sound URL"
     if isinstance(error, OSError):
         return _of_system(error)
