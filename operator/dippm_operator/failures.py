@@ -9,7 +9,7 @@ import aiohttp
 
 
 def in_words(error: Exception) -> str:
-    """A clause of one line for what aiohttp, the socket or the URL's parser raised; any other has its own first line."""
+    """A clause of one line for what aiohttp, the socket or the URL's parser raised; any other: its first line."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
         why = cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else "it is for another host"
