@@ -331,6 +331,19 @@ def test_what_the_config_does_not_say_is_asked_for(tmp_path: Path) -> None:
         graph_of(write_config(tmp_path / "resnet", {"model_type": "resnet"}))
 
 
+def test_a_model_of_two_inputs_asks_for_the_other_one(tmp_path: Path) -> None:
+    needs_transformers()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = {
+        "model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 16,
+        "text_config": {**sizes, "vocab_size": 100}, "vision_config": {**sizes, "image_size": 32, "patch_size": 8},
+    }  # fmt: skip
+    folder = write_config(tmp_path / "clip", config)
+    with pytest.raises(InputShapeError, match=r"CLIPModel does not run on input_ids alone: .*\(pixel_values, "):
+        graph_of(folder, "16")
+    assert len(graph_of(folder, "input_ids=16", "pixel_values=3,32,32").inputs) == 2
+
+
 def test_other_inputs_are_taken_by_name(tmp_path: Path) -> None:
     needs_transformers()
     graph = graph_of(write_config(tmp_path / "m", BERT), "16", "attention_mask=16")

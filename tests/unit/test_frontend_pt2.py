@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,36 @@ def test_pickled_modules_are_refused_with_the_way_to_export(tmp_path: Path) -> N
             assert not isinstance(refused.value, UnsafeModel)
     with pytest.raises(ModelFormatError, match=r"a constructor is for safetensors: save its weights with `safetensors"):
         open_artifact(tmp_path / "new.pth", constructor="timm:resnet18")
+
+
+class Counts(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.histc(torch.relu(x), 4)
+
+
+def test_an_operator_that_is_not_known_is_named_with_its_file_and_torch_is_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(tmp_path / "counts.pt2", Counts(), (2, 3))
+    with pytest.raises(UnsupportedOperator, match=r"counts\.pt2: operator aten\.histc\.default is not supported"):
+        load(path, 2)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    handler = logging.StreamHandler()  # the one that torch has by itself holds on to the standard error of its import
+    logger.addHandler(handler)
+
+    def refuses(*_: object) -> None:
+        logger.error("failed while attempting to run meta")
+        raise RuntimeError("k not in range for dimension")
+
+    monkeypatch.setattr("dippm.frontend.doors._through", refuses)
+    try:
+        with pytest.raises(ModelFormatError, match="k not in range"):
+            load(path, 2)
+        assert capsys.readouterr().err == ""
+        logger.error("heard again")
+        assert "heard again" in capsys.readouterr().err
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_a_pickle_with_a_class_of_its_own_is_no_state_dict(tmp_path: Path) -> None:

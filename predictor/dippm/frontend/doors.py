@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 from dippm.artifact import SAVE_WEIGHTS, Artifact
-from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel
+from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel, UnsupportedOperator
 from dippm.frontend.archive import check_archive
 from dippm.frontend.converter import CONVERTERS
 from dippm.frontend.inputs import InputSpec
@@ -24,7 +27,12 @@ def open_door(
         raise InputShapeError(f"batch must be at least 1, not {batch}")
     shown = artifact.uri or str(artifact.path)
     try:
-        return _through(artifact, batch, inputs, trust_pickle, shown)
+        with _quiet():
+            return _through(artifact, batch, inputs, trust_pickle, shown)
+    except UnsupportedOperator as error:
+        if shown in str(error):
+            raise
+        raise UnsupportedOperator(f"{shown}: {error}") from error
     except (DippmError, MemoryError):
         raise
     except RecursionError as error:
@@ -35,6 +43,17 @@ def open_door(
         raise ModelFormatError(
             f"{shown} cannot be read as {artifact.spoken}: {type(error).__name__}: {first}"
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch logs the traceback of an operator that refuses its shapes, before the sentence that we make of it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _through(

@@ -49,7 +49,15 @@ def graph_of_folder(folder: Path, *, batch: int, inputs: tuple[InputSpec, ...] |
         module = _on_meta(architecture, config, shown)
         on_weights = tuple(notes_on_weights(folder, weights, module, architecture.__name__, shown))
         examples = _examples(config, architecture, batch, inputs, shown)
-        graph = graph_of_layers(module, examples, batch=batch)
+        try:
+            graph = graph_of_layers(module, examples, batch=batch)
+        except (AttributeError, TypeError, ValueError) as error:  # what its own Python does where an input is missing
+            if not (others := [name for name in _parameters(architecture) if name not in examples][:8]):
+                raise
+            raise InputShapeError(
+                f"{shown}: {architecture.__name__} does not run on {' and '.join(examples)} alone: say what else it "
+                f"takes with --input NAME=SHAPE for each ({', '.join(others)}), or model.inputs in a manifest"
+            ) from error
     notes = []
     if not body.get("architectures"):
         notes.append(f"config.json names no architecture: {architecture.__name__} was priced")
