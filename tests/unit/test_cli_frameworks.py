@@ -50,7 +50,7 @@ def test_what_a_format_needs_is_an_extra_of_this_distribution() -> None:
     for one in frameworks():
         if one.format == "tflite":
             assert one.install == "pip install tflite"
-            assert any(needed.startswith("tflite>=") for needed in extras["tensorflow"])
+            assert extras["tflite"] == [needed for needed in extras["tensorflow"] if needed.startswith("tflite>=")]
         elif one.install and not one.problem:
             extra = one.install.partition("[")[2].partition("]")[0]
             wanted = " ".join(extras[extra])
