@@ -140,8 +140,6 @@ def test_a_head_without_end_is_not_read() -> None:
 
 
 def test_what_is_too_large_to_hand_over_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     with pytest.raises(ArtifactTooLarge, match="of a claim at most 6 MiB are handed over"):
         spoken(body(), [os.urandom(MAX_COMPRESSED_BYTES + 1000)])
     monkeypatch.setattr("dippm_operator.fetch.claim.MAX_BYTES", 1 << 20)
@@ -152,7 +150,14 @@ def test_what_is_too_large_to_hand_over_says_so(monkeypatch: pytest.MonkeyPatch)
 def test_uris_are_spelled_as_kserve_does() -> None:
     assert parse_pvc("pvc://models/a%20b/m.onnx") == ClaimPath("models", "a b/m.onnx")
     assert parse_pvc("pvc://models") == ClaimPath("models", "")
-    for bad in ("pvc:///m", "pvc://Models/m", "pvc://m/../x", "pvc://m/%2e%2e/x", "pvc://a@b/m"):
+    for bad in (
+        "pvc://[models/m.onnx",
+        "pvc:///m",
+        "pvc://Models/m",
+        "pvc://m/../x",
+        "pvc://m/%2e%2e/x",
+        "pvc://a@b/m",
+    ):
         with pytest.raises(ArtifactUnreachable, match="pvc://CLAIM/PATH"):
             parse_pvc(bad)
 

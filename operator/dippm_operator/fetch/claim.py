@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dippm.errors import ArtifactTooLarge, ArtifactUnreachable
 from dippm_operator.fetch.cache import StoredFile
@@ -49,11 +49,11 @@ class ClaimPath:
 
 def parse_pvc(uri: str) -> ClaimPath:
     """Take a URI apart, as KServe spells it. Raises ArtifactUnreachable."""
-    parts = urlsplit(uri)
-    path = unquote(parts.path).lstrip("/")
-    if not _CLAIM.fullmatch(parts.netloc) or ".." in PurePosixPath(path).parts or "\0" in path:
+    host, _, path = uri.removeprefix("pvc:").removeprefix("//").partition("?")[0].partition("#")[0].partition("/")
+    path = unquote(path).lstrip("/")
+    if not _CLAIM.fullmatch(host) or ".." in PurePosixPath(path).parts or "\0" in path:
         raise ArtifactUnreachable(f"{shown(uri)} is not pvc://CLAIM/PATH; write it so.")
-    return ClaimPath(parts.netloc, path)
+    return ClaimPath(host, path)
 
 
 @dataclass(frozen=True, slots=True)
