@@ -23,7 +23,11 @@ from itertools import chain
 from pathlib import Path
 
 from dippm.data import CaseRow, DataSet
+from dippm.data.rows import NodeLabels
+from dippm.graph import ModelGraph
+from dippm.network.attention import KIND, attention_workspace
 from dippm.replay import Replay, replay
+from dippm.strides import strides_of
 from dippm.train.examples import opened
 from dippm.train.parallel import default_jobs, spread
 
@@ -97,7 +101,7 @@ def _outcomes(task: tuple[Path, list[CaseRow]]) -> list[Outcome]:
             "runtime": row.runtime,
             "allocator": row.allocator,
             "mode": row.mode,
-            "workspaces": tuple(max(0, int(w)) for w in labels.workspace_bytes),
+            "workspaces": _workspaces(graph, row, labels),
             "cap_floor": NO_SEARCH,
         }
         missing = int((~labels.measured).sum())
@@ -105,6 +109,17 @@ def _outcomes(task: tuple[Path, list[CaseRow]]) -> list[Outcome]:
             outcome(row, missing, replay(graph, **arguments), replay(graph, **arguments, events=labels.events))
         )
     return found
+
+
+def _workspaces(graph: ModelGraph, row: CaseRow, labels: NodeLabels) -> tuple[int, ...]:
+    """As measured. Outside of inference mode attention was recorded as the calls that it is made of: there it is the
+    predictor's rule."""
+    measured = [max(0, int(w)) for w in labels.workspace_bytes]
+    apart = [i for i, o in enumerate(graph.operators) if o.kind == KIND and not labels.measured[i]]
+    strides = strides_of(graph) if apart else []
+    for index in apart:
+        measured[index] = attention_workspace(graph, graph.operators[index], strides, row.runtime)
+    return tuple(measured)
 
 
 def keep(path: Path, outcomes: Iterable[Outcome]) -> None:

@@ -48,11 +48,19 @@ class ValueKind(StrEnum):
 
     INPUT = "input"
     PARAMETER = "parameter"
-    """Weights and buffers: on the device before the forward pass, alive throughout."""
+    """A weight: on the device before the forward pass, alive throughout. So are buffers of files that do not tell them
+    from weights (ONNX)."""
+    BUFFER = "buffer"
+    """Held like a weight, but nothing that is trained: running statistics, tables of positions and frequencies."""
     CONSTANT = "constant"
     """A literal inside the graph (shape arithmetic, scalars, baked-in tables)."""
     RESULT = "result"
     """Put out by an operator."""
+
+    @property
+    def is_state(self) -> bool:
+        """Whether the module holds it (a weight or a buffer), at any batch the same."""
+        return self in (ValueKind.PARAMETER, ValueKind.BUFFER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,7 @@ class ModelGraph:
     @cached_property
     def parameter_ids(self) -> tuple[int, ...]:
         """Ids of the weights and buffers that own their storage."""
-        return tuple(i for i, v in enumerate(self.values) if v.kind is ValueKind.PARAMETER and v.alias_of is None)
+        return tuple(i for i, v in enumerate(self.values) if v.kind.is_state and v.alias_of is None)
 
     @cached_property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dippm.case import Mode
+from dippm.case import Mode, Precision
 from dippm.data import DataSet
 from dippm.data.batches import TEMPLATE_BATCH, at_batch
 from dippm.data.call_store import CallWriter, describe, replayed
 from dippm.data.card import BEGIN, END, render
+from dippm.data.footprints import doubling
 from dippm.data.graph_store import GraphReader, GraphWriter
 from dippm.data.join import align, align_decomposed, kind_of_call, matched_share, tokens_of_calls, tokens_of_graph
 from dippm.data.pack import Graphs, call_of, pack, write
@@ -27,6 +29,7 @@ from dippm.data.symbols import Shapes, concrete, symbolic
 from dippm.errors import DippmError
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 from dippm.measure.operators import argument_text
+from dippm.zoo.declare import near_boundary
 
 ROOT = Path(__file__).parents[2] / "datasets" / "h200-v1"
 
@@ -268,12 +271,21 @@ def published() -> DataSet:
 
 def test_the_published_set_is_what_issue_and_card_promise(published: DataSet) -> None:
     cases = published.cases()
-    assert len(cases) >= 500
-    assert len({c.architecture for c in cases}) >= 20
-    footprints = [c.footprint_mib for c in cases if c.footprint_mib is not None]
-    assert min(footprints) < 820
-    assert max(footprints) > 40_000
-    assert sum((c.activations_mib or 0) > (c.allocated_mib or 0) / 2 for c in cases) >= len(cases) / 3
+    labelled = [c for c in cases if c.footprint_mib is not None]
+    assert len(labelled) >= 11_000
+    assert len(labelled) >= 0.98 * len(cases)
+    assert len({c.network for c in labelled}) >= 3_000
+    assert len({c.architecture for c in labelled if c.source == "random"}) >= 1_500
+    assert len({c.super_family for c in labelled}) >= 35
+    assert sum(c.mode is Mode.AUTOGRAD for c in labelled) >= 0.05 * len(labelled)
+    assert {c.precision for c in labelled} == set(Precision)
+    assert sum((c.activations_mib or 0) > (c.allocated_mib or 0) / 2 for c in labelled) >= len(labelled) / 3
+    doublings = Counter(doubling(c.footprint_mib or 0.0) for c in labelled)
+    assert all(doublings[number] >= 1_000 for number in range(7))
+    assert doublings[7] >= 100
+    searched = [c.footprint_mib or 0.0 for c in labelled if c.min_cap_steady_mib is not None]
+    assert len(searched) >= 1_500
+    assert sum(map(near_boundary, searched)) >= 750
     assert len({c.id for c in cases}) == len(cases)
     assert sum(path.stat().st_size for path in ROOT.iterdir()) < 27 * 2**20
 
@@ -334,7 +346,7 @@ def test_published_graphs_hold_the_weights_that_were_measured(published: DataSet
         placed = sum(
             value.spec.nbytes
             for value in graph.values
-            if value.alias_of is None and value.kind in (ValueKind.PARAMETER, ValueKind.INPUT)
+            if value.alias_of is None and (value.kind.is_state or value.kind is ValueKind.INPUT)
         )
         assert case.weights_mib is not None
         assert placed / 2**20 == pytest.approx(case.weights_mib, rel=0.06, abs=3), case.id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.unit.test_data import RUNS, chain, row
 
 import dippm.data
 from dippm.data import DataSet, geometric, splits
+from dippm.data.footprints import evenly_spread
 from dippm.data.pack import Graphs, pack, write
 from dippm.data.splits import FOLDS, RANDOM, fold_of, locked, part_of
 from dippm.errors import ArtifactUnreachable
@@ -163,6 +165,17 @@ def test_load_gives_graphs_with_fixed_splits(folder: Path, tmp_path: Path) -> No
     assert data.cases[int(data[2].index)].super_family == LOCKED
     assert sum(len(part) for part in data.random_split()) == 4
     assert [int(g.index) for g in data.release()] == [2]
+    with_footprints = [i for i, row in enumerate(data.cases) if 750 <= (row.footprint_mib or 0) <= 120_000]
+    assert [int(g.index) for g in data.evenly_spread()] == with_footprints
+
+
+def test_as_many_cases_of_every_doubling() -> None:
+    footprints = {f"{mib}-{i}": mib for mib, count in ((800, 50), (1_600, 20), (100_000, 30)) for i in range(count)}
+    footprints |= {"small": 700.0, "huge": 130_000.0}
+    found = evenly_spread(footprints.items(), 25)
+    assert Counter(footprints[name] for name in found) == {800: 25, 1_600: 20, 100_000: 8}
+    assert found == evenly_spread(reversed(footprints.items()), 25)
+    assert evenly_spread(footprints.items(), 10) < found
 
 
 def test_a_graph_is_put_together_when_it_is_asked_for_and_once(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value, ValueKind
+from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, Value
 
 TEMPLATE_BATCHES = (61, 67, 71, 73)
 """Primes; a network whose own sizes are multiples of the first is stored at the next that is free of this."""
@@ -23,7 +23,7 @@ def collides(template: ModelGraph) -> bool:
     prime = template.batch
     return any(
         any(d and d % prime == 0 for d in value.spec.shape)
-        if value.kind is ValueKind.PARAMETER
+        if value.kind.is_state
         else value.spec.numel and value.spec.numel % prime**2 == 0
         for value in template.values
     )
@@ -47,7 +47,7 @@ def _scaled(size: int, prime: int, batch: int) -> int:
 
 
 def _value(value: Value, prime: int, batch: int) -> Value:
-    if value.kind is ValueKind.PARAMETER:
+    if value.kind.is_state:
         return value
     shape = tuple(_scaled(d, prime, batch) for d in value.spec.shape)
     return value if shape == value.spec.shape else replace(value, spec=TensorSpec(shape, value.spec.dtype))

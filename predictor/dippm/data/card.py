@@ -20,6 +20,8 @@ LABELS = (
     "weights_mib", "allocated_mib", "activations_mib", "reserved_mib", "footprint_mib", "min_cap_steady_mib",
     "device_ms", "host_ms", "latency_ms", "energy_j",
 )  # fmt: skip
+NEAR = 0.2
+"""A share of what a MIG profile offers: a case that needs as little more or less is near its boundary."""
 FOOTPRINT_EDGES = (0, 750, 1500, 3000, 6000, 12_000, 24_000, 48_000, 96_000, 192_000)
 DEVICES = ("A100-SXM4-40GB", "H200")
 """Cards whose MIG profiles the smallest caps are held against."""
@@ -193,18 +195,19 @@ def _apart(case: Row, again: Row) -> str:
 
 
 def _caps(rows: Sequence[Row]) -> str:
-    caps = [row["min_cap_steady_mib"] for row in rows if row["min_cap_steady_mib"] is not None]
-    if not caps:
+    found = [row for row in rows if row["min_cap_steady_mib"] is not None and row["context_mib"] is not None]
+    if not found:
         return ""
     usable = {p.usable_mib for device in DEVICES for p in resolve_device(device).profiles}
-    near = sum(
-        any(abs(cap + row["context_mib"] - u) <= 0.2 * u for u in usable)
-        for row in rows
-        if (cap := row["min_cap_steady_mib"]) is not None and row["context_mib"] is not None
-    )
+
+    def near(needed: Iterable[float]) -> int:
+        return sum(any(abs(mib - u) <= NEAR * u for u in usable) for mib in needed)
+
+    uncapped = near(row["footprint_mib"] for row in found)
+    capped = near(row["min_cap_steady_mib"] + row["context_mib"] for row in found)
     return (
-        f"### Smallest caps\n\n{len(caps)} cases have one. With the context, {100 * near / len(caps):.0f} % are within "
-        f"20 % of what some MIG profile of {' or '.join(DEVICES)} offers."
+        f"### Smallest caps\n\n{len(found)} cases have one. Within {NEAR:.0%} of what some MIG profile of "
+        f"{' or '.join(DEVICES)} offers are {uncapped} by their footprint, {capped} by the cap and the context."
     )
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dippm.data.footprints import evenly_spread
 from dippm.data.kept_arrays import KeptArrays
 from dippm.data.reader import DataSet
 from dippm.data.rows import LEAST_MATCHED, CaseRow
@@ -126,6 +127,12 @@ class MeasuredModels(Dataset):  # type: ignore[misc]
         seen = self._part(train)
         seen.transform = HideOperators(held_back)
         return seen, held_back
+
+    def evenly_spread(self, each: int = 1_000) -> MeasuredModels:
+        """The cases of this part, at most `each` of every doubling of the footprint between 750 MiB and 120 GiB."""
+        rows = {row.id: index for index in self.indices() if (row := self.cases[index]).footprint_mib is not None}
+        found = evenly_spread(((name, self.cases[i].footprint_mib or 0.0) for name, i in rows.items()), each)
+        return self._part([place for place, index in enumerate(self.indices()) if self.cases[index].id in found])
 
     def release(self) -> MeasuredModels:
         """The cases of the locked super-families: look once, for a release."""

@@ -3,7 +3,7 @@
 A value of a graph is a leaf (parameter, input, constant; these come first) or a result (in the order of the operators).
 Each stored graph is one row of lists, one entry a leaf, a result, an operator, or a value read:
 
-    leaf_kind    0 parameter, 1 input, 2 constant
+    leaf_kind    0 parameter, 1 input, 2 constant, 3 buffer
     leaf_spec    0: shape and dtype of the leaf before; else 1 + row of `specs`
     leaf_alias   0: owns its storage; else 1 + the value whose storage it shares
     leaf_name    row of `names`, as difference to the leaf before
@@ -35,7 +35,7 @@ T = TypeVar("T")
 GraphName = tuple[str, int, str]
 """Network key, batch, dtype of the floating-point tensors."""
 
-LEAF_KINDS = (ValueKind.PARAMETER, ValueKind.INPUT, ValueKind.CONSTANT)
+LEAF_KINDS = (ValueKind.PARAMETER, ValueKind.INPUT, ValueKind.CONSTANT, ValueKind.BUFFER)
 LISTS = (
     "inputs", "outputs", "leaf_kind", "leaf_spec", "leaf_alias", "leaf_name", "node", "reads", "result_spec",
     "result_alias", "result_name", "scope", "source",

@@ -48,17 +48,17 @@ def locked() -> frozenset[str]:
 def fold_of(super_family: str, architecture: str) -> int | None:
     """The fold in which a case is held back; None where the file does not know the super-family, or has it locked."""
     if super_family == RANDOM:
-        return int(_draw("fold", architecture) * FOLDS)
+        return int(draw("fold", architecture) * FOLDS)
     return next((i for i, names in enumerate(_body()["folds"]) if super_family in names), None)
 
 
 def part_of(case_id: str) -> str:
     """`train`, `validation` or `test` of the random split (70/15/15, the paper's), by the case's id."""
-    share = _draw("part", case_id)
+    share = draw("part", case_id)
     return next(name for name, end in PARTS if share < end)
 
 
-def _draw(what: str, name: str) -> float:
+def draw(what: str, name: str) -> float:
     """A number in [0, 1) that only depends on a name."""
     digest = hashlib.sha256(f"{what} {SEED} {name}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
@@ -71,7 +71,7 @@ def draw_locked(architectures: Mapping[str, int], looked_at: Collection[str]) ->
         for name, count in architectures.items()
         if count >= ENOUGH and name not in PAPERS and name not in looked_at
     ]
-    return sorted(sorted(eligible, key=lambda name: _draw("locked", name))[:LOCKED])
+    return sorted(sorted(eligible, key=lambda name: draw("locked", name))[:LOCKED])
 
 
 def extend(body: Mapping[str, Any], networks: Mapping[str, int], sources: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from dippm.data.rows import MeasuredCall, TensorRow
-from dippm.graph import DTYPE_BYTES, ModelGraph, ValueKind
+from dippm.graph import DTYPE_BYTES, ModelGraph
 
 Symbols = tuple[str, ...]
 SymbolicCall = tuple[str, str, str, str, str]
@@ -31,7 +31,7 @@ class Shapes:
         if template is None:
             return
         for value in template.values:
-            fixed = value.kind is ValueKind.PARAMETER
+            fixed = value.kind.is_state
             known = self._parameters if fixed else self._results
             symbols = tuple(_symbol(d, 0 if fixed else template.batch) for d in value.spec.shape)
             known.setdefault(_at(symbols, batch), symbols)

@@ -47,7 +47,7 @@ class ErrorRow:
 def formula_bytes(graph: ModelGraph) -> float:
     """The plain formula: weights and inputs and three times the largest output, bytes."""
     resident = sum(
-        v.spec.nbytes for v in graph.values if v.kind in (ValueKind.PARAMETER, ValueKind.INPUT) and v.alias_of is None
+        v.spec.nbytes for v in graph.values if (v.kind.is_state or v.kind is ValueKind.INPUT) and v.alias_of is None
     )
     largest = max((v.spec.nbytes for v in graph.values if v.kind is ValueKind.RESULT), default=0)
     return float(resident + 3 * largest)

@@ -29,7 +29,7 @@ from dippm.graph import DTYPE_BYTES, ModelGraph, Operator, TensorSpec, Value, Va
 _DTYPE_NAMES = {getattr(torch, name): name for name in DTYPE_BYTES}
 _VALUE_KINDS = {
     InputKind.PARAMETER: ValueKind.PARAMETER,
-    InputKind.BUFFER: ValueKind.PARAMETER,
+    InputKind.BUFFER: ValueKind.BUFFER,
     InputKind.CONSTANT_TENSOR: ValueKind.CONSTANT,
     InputKind.USER_INPUT: ValueKind.INPUT,
 }

@@ -29,7 +29,7 @@ from dippm.version import VERSION
 
 logger = logging.getLogger(__name__)
 
-FORM = 2
+FORM = 3
 """Raised whenever a door makes another graph of the same file: graphs that were kept before answer no longer."""
 
 _ONE_AT_A_TIME = threading.Semaphore(1)

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dippm.errors import DippmError
 from dippm.frontend.exported_program import graph_of_module
-from dippm.graph import ModelGraph, Operator, Value, ValueKind
+from dippm.graph import ModelGraph, Operator, Value
 
 EXPORTED = 3
 """Layers that are exported: the first may differ (it reads the embedding), the third shows what the second repeats."""
@@ -331,7 +331,7 @@ def _first_in(graph: ModelGraph, layer: str) -> int | None:
 
 
 def _owned(graph: ModelGraph, prefix: str) -> list[int]:
-    return [i for i, v in enumerate(graph.values) if v.kind is ValueKind.PARAMETER and v.name.startswith(prefix)]
+    return [i for i, v in enumerate(graph.values) if v.kind.is_state and v.name.startswith(prefix)]
 
 
 def _numbered(name: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from dippm.graph import ModelGraph, Operator, TensorSpec, ValueKind
+from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 
 
 def guessed_workspaces(graph: ModelGraph) -> tuple[int, ...]:
@@ -16,11 +16,15 @@ def guessed_workspaces(graph: ModelGraph) -> tuple[int, ...]:
     return tuple(_workspace(graph, operator) for operator in graph.operators)
 
 
+def _held(value: Value) -> bool:
+    return value.kind.is_state or value.kind is ValueKind.CONSTANT
+
+
 def _workspace(graph: ModelGraph, operator: Operator) -> int:
     values = graph.values
     given = [values[i] for i in operator.inputs]
-    inputs = [v.spec for v in given if v.kind not in (ValueKind.PARAMETER, ValueKind.CONSTANT)]
-    weights = [v.spec for v in given if v.kind in (ValueKind.PARAMETER, ValueKind.CONSTANT)]
+    inputs = [v.spec for v in given if not _held(v)]
+    weights = [v.spec for v in given if _held(v)]
     outputs = [values[i].spec for i in operator.outputs]
     if not inputs or not outputs:
         return 0

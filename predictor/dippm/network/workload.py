@@ -101,7 +101,7 @@ def _workload(graph: ModelGraph, operator: Operator) -> Workload:
     activations: list[TensorSpec] = []
     weights: list[TensorSpec] = []
     for value in dict.fromkeys(operator.inputs):
-        fixed = values[value].kind in (ValueKind.PARAMETER, ValueKind.CONSTANT)
+        fixed = values[value].kind.is_state or values[value].kind is ValueKind.CONSTANT
         (weights if fixed else activations).append(values[value].spec)
     outputs = [values[value].spec for value in operator.outputs]
     owned = [values[value].spec for value in operator.outputs if values[value].alias_of is None]

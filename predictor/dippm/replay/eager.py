@@ -12,7 +12,7 @@ what `dippm.replay.without_lines` knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dippm.graph import ModelGraph
@@ -185,7 +185,8 @@ class _Holds:
 
         More operators than the line itself accounts for ran under a method that is no child module. What its
         operators read and put out is taken to be named there, and so to live until the last of them; but where the
-        last reader of a tensor puts out one of the same shape, the name is taken to be bound again (`x = pad(x)`).
+        last reader of a tensor puts out one of the same shape, the name is taken to be bound again (`x = pad(x)`),
+        unless it reads several that child modules put out (`out = left + right`): they have names of their own.
         """
         if not call.depth or not statement.methods:
             return
@@ -205,8 +206,17 @@ class _Holds:
         for index in direct[:inside]:
             for storage in self.reads[index] + self.results[index]:
                 reader = self.used[storage]
-                if self.born[storage] < direct[0] or reader not in direct or not self.same_shape(storage, reader):
+                if (
+                    self.born[storage] < direct[0]
+                    or reader not in direct
+                    or not self.same_shape(storage, reader)
+                    or self.reads_of_children(reader, begin, direct) > 1
+                ):
                     self.hold((storage,), last)
+
+    def reads_of_children(self, reader: int, begin: int, direct: Sequence[int]) -> int:
+        """How many storages an operator reads that were put out since `begin`, and by none of the `direct` ones."""
+        return sum(self.born[s] >= begin and self.born[s] not in direct for s in set(self.reads[reader]))
 
     def same_shape(self, storage: int, reader: int) -> bool:
         """Whether the operator `reader` puts out a new tensor of the shape of `storage`."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dippm.attention import copied_outputs
 from dippm.case import Mode, Runtime
 from dippm.graph import ModelGraph, ValueKind
 from dippm.replay.eager import held_by_python
-from dippm.replay.saved import kept_extras, saved_for_backward
+from dippm.replay.saved import kept_for_backward
 
 _RETURNS_ITS_INPUT = frozenset({"dropout", "identity"})
 """Kinds that in evaluation return the very tensor that they were given, whatever the exported graph says."""
@@ -39,8 +40,11 @@ class Lifetimes:
     """Per operator: bytes beside its outputs that it leaves behind for the backward pass, freed as late."""
 
 
-def storages(graph: ModelGraph) -> tuple[int, ...]:
-    """Per value the id of the value that owns its storage, dropout in evaluation seen as the alias that it is."""
+def storages(graph: ModelGraph, copied: frozenset[int] = frozenset()) -> tuple[int, ...]:
+    """Per value the id of the value that owns its storage, dropout in evaluation seen as the alias that it is.
+
+    What is `copied` is no view, whatever the graph says (`dippm.attention.copied_outputs`).
+    """
     owner: list[int] = []
     for index, value in enumerate(graph.values):
         source = value.alias_of
@@ -54,7 +58,14 @@ def storages(graph: ModelGraph) -> tuple[int, ...]:
         while owner[root] != root:
             root = owner[root]
         owner[index] = root
-    return tuple(owner)
+    if not copied:
+        return tuple(owner)
+    parted = list(range(len(owner)))
+    for index, value in enumerate(graph.values):
+        if owner[index] != index and index not in copied:
+            inputs = () if value.producer is None else graph.operators[value.producer].inputs
+            parted[index] = parted[next((i for i in inputs if owner[i] == owner[index]), owner[index])]
+    return tuple(parted)
 
 
 def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) -> Lifetimes:
@@ -68,7 +79,7 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
     a GPU's fuser makes one kernel of, from the third pass on, is not taken into account.) `onnxruntime` is not
     replayed from lifetimes: `dippm.replay.onnxruntime`.
     """
-    owner = storages(graph)
+    owner = storages(graph, copied_outputs(graph, runtime))
     born: dict[int, int] = {}
     until: dict[int, int] = {}
     for index, operator in enumerate(graph.operators):
@@ -86,8 +97,9 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
     at_the_end = [owner[value] for value in graph.outputs]
     extras = (0,) * len(graph.operators)
     if mode is Mode.AUTOGRAD:
-        at_the_end += [owner[value] for value in saved_for_backward(graph)]
-        extras = kept_extras(graph)
+        backward = kept_for_backward(graph, runtime)
+        at_the_end += [owner[value] for value in backward.values]
+        extras = backward.extras
     kept = tuple(storage for storage in dict.fromkeys(at_the_end) if storage in born)
     allocated: list[list[int]] = [[] for _ in graph.operators]
     freed: list[list[int]] = [[] for _ in graph.operators]

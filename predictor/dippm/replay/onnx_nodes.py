@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from dippm.graph import ModelGraph, Operator, TensorSpec, ValueKind
+from dippm.graph import ModelGraph, Operator, TensorSpec
 
 SHARES = frozenset({"reshape", "squeeze", "unsqueeze", "flatten", "identity", "dropout", "copy"})
 """Kinds whose output is their input's buffer (a contiguous copy is exported as Identity, and that is taken away)."""
@@ -145,7 +145,7 @@ class Lowering:
         """A convolution's workspace; a recurrent layer's, and its weights in cuDNN's order."""
         if operator.kind in RECURRENT:
             values = (self.graph.values[i] for i in operator.inputs)
-            return self.workspaces[index] + sum(v.spec.nbytes for v in values if v.kind is ValueKind.PARAMETER)
+            return self.workspaces[index] + sum(v.spec.nbytes for v in values if v.kind.is_state)
         return self.workspaces[index] if operator.kind.startswith("conv") else 0
 
     def _layout(self, value: int) -> Layout:

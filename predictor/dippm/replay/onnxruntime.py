@@ -119,7 +119,9 @@ def buffer_plan(
     weights = tuple(
         value.spec.nbytes
         for i, value in enumerate(graph.values)
-        if value.kind in (ValueKind.PARAMETER, ValueKind.CONSTANT) and value.alias_of is None and i not in lowering.gone
+        if (value.kind.is_state or value.kind is ValueKind.CONSTANT)
+        and value.alias_of is None
+        and i not in lowering.gone
     )
     return BufferPlan(
         tuple(_Planner(nodes, graph.outputs).buffers), tuple(node.scratch for node in nodes), weights,

@@ -95,7 +95,7 @@ def program(
         weights=tuple(
             size[i]
             for i, value in enumerate(graph.values)
-            if value.kind in (ValueKind.PARAMETER, ValueKind.CONSTANT) and value.alias_of is None and size[i]
+            if (value.kind.is_state or value.kind is ValueKind.CONSTANT) and value.alias_of is None and size[i]
         ),
         inputs=tuple(size[i] for i in graph.inputs if size[i]),
         steps=tuple(steps),

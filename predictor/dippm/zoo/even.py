@@ -10,13 +10,13 @@ from random import Random
 from statistics import median
 
 from dippm.case import Allocator, Mode, Precision, Runtime
+from dippm.data.footprints import MOST_MIB, doubling, limits, share
 from dippm.zoo.case import ZooCase
 from dippm.zoo.catalogue import Member
 from dippm.zoo.declare import planned, stratified, usable
 from dippm.zoo.planning import Plan
 from dippm.zoo.supplements import LARGE_MS, case_of
 
-LEAST_MIB, MOST_MIB = 750.0, 120_000.0
 MOST_BATCH = 4096
 
 
@@ -36,24 +36,21 @@ def declare_even(
     networks drawn at random. Fewer come where networks are too few or their passes too long.
     """
     random = Random(f"even cases {seed}")
-    have = Counter(_doubling(case.planned_mib) for case in measured)
+    have = Counter(doubling(case.planned_mib) for case in measured)
     needs = _Needs(plans, measured)
     drawable = [m for m in usable(members, plans) if m.network.key in needs.networks]
     at_random = [m for m in drawable if m.network.source == "random"]
     named = [m for m in drawable if m.network.source != "random"]
     drawn: dict[str, ZooCase] = {}
-    for doubling in range(_doubling(MOST_MIB), -1, -1):
-        least = LEAST_MIB * 2**doubling
-        limits = least, min(2 * least, MOST_MIB)
-        missing = round(each * math.log2(limits[1] / limits[0])) - have[doubling]
-        for _ in range(missing):
+    for number in range(doubling(MOST_MIB), -1, -1):
+        for _ in range(share(number, each) - have[number]):
             mode = Mode.AUTOGRAD if random.random() < 0.25 else Mode.INFERENCE
             among = (at_random or named) if random.random() < 1 / 3 else (named or at_random)
-            tries = (needs.draw(random.choice(among), mode, limits, random) for _ in range(300))
+            tries = (needs.draw(random.choice(among), mode, limits(number), random) for _ in range(300))
             case = next((c for c in tries if c is not None and c.id not in known and c.id not in drawn), None)
             if case is not None:
                 drawn[case.id] = case
-    return stratified(drawn.values(), lambda c: (_doubling(c.planned_mib), c.mode, c.network.source), seed)
+    return stratified(drawn.values(), lambda c: (doubling(c.planned_mib), c.mode, c.network.source), seed)
 
 
 class _Needs:
@@ -77,25 +74,21 @@ class _Needs:
             for mode in (Mode.INFERENCE, Mode.AUTOGRAD)
         }
 
-    def draw(self, member: Member, mode: Mode, limits: tuple[float, float], random: Random) -> ZooCase | None:
+    def draw(self, member: Member, mode: Mode, within: tuple[float, float], random: Random) -> ZooCase | None:
         """A case whose footprint comes near one drawn evenly on a log scale; None where a pass would take too long."""
         plan, precision = self._plans[member.network.key], random.choice(tuple(Precision))
         allocator = Allocator.EXPANDABLE if random.random() < 1 / 6 else Allocator.DEFAULT
         offs = self._off.get((member.network.key, mode))
         off = median(offs) if offs else self._usual[mode]
-        goal = math.exp(random.uniform(*map(math.log, limits)))
+        goal = math.exp(random.uniform(*map(math.log, within)))
         footprint, activations, _ = planned(plan, 1, precision, mode)
         batch = round((goal - footprint + activations) / (activations * off))
         if not 1 <= batch <= MOST_BATCH:
             return None
         footprint, activations, milliseconds = planned(plan, batch, precision, mode)
         footprint += activations * (off - 1)
-        if milliseconds > LARGE_MS or not limits[0] <= footprint <= limits[1]:
+        if milliseconds > LARGE_MS or not within[0] <= footprint <= within[1]:
             return None
         return replace(
             case_of(member, batch, precision, mode, Runtime.EAGER, footprint, milliseconds), allocator=allocator
         )
-
-
-def _doubling(mib: float) -> int:
-    return math.floor(math.log2(max(mib, 1.0) / LEAST_MIB))

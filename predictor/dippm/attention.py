@@ -1,0 +1,122 @@
+"""Which kernel PyTorch picks for scaled dot-product attention.
+
+By rank, dtype, head width and mask (`aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`): flash for half precision
+without a mask, the memory-efficient kernel for float32 and for masks whose last dimension is dense, the plain
+mathematical form for everything else. The first two keep next to nothing, the last keeps the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dippm.case import Runtime
+from dippm.graph import ModelGraph, Operator, TensorSpec, ValueKind
+from dippm.strides import Strides, iterated, strides_of, view
+
+KIND = "scaled_dot_product_attention"
+MASKING = frozenset({"where", "masked_fill", "add"})
+"""How a bias and a mask are made one; the result lies in memory as its operands do."""
+HALF = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One attention as PyTorch runs it."""
+
+    query: TensorSpec
+    key: TensorSpec
+    value: TensorSpec
+    mask: TensorSpec | None
+    """The mask that is really handed over."""
+    mathematical: bool
+    """Whether it is computed in plain products and a softmax, half precision in float32 (`_math`)."""
+    grouped: bool
+    """Whether that form expands grouped heads itself."""
+
+    @property
+    def scores(self) -> int:
+        """Elements of the matrix of scores."""
+        rows = self.query.numel // max(1, self.query.shape[-1])
+        return rows * self.key.shape[-2]
+
+
+def attention_call(
+    graph: ModelGraph, operator: Operator, strides: Sequence[Strides], runtime: Runtime
+) -> AttentionCall:
+    """What becomes of an operator of kind `scaled_dot_product_attention`; `strides` as `strides_of` gives them."""
+    query, key, value = (graph.values[i].spec for i in operator.inputs[:3])
+    mask_id = operator.inputs[3] if len(operator.inputs) > 3 else None
+    mask = None if mask_id is None else graph.values[mask_id].spec
+    half = query.dtype in HALF
+    if runtime is Runtime.EAGER and mask is not None and mask.dtype == "bool":
+        # Transformers leaves a mask that hides nothing away when it runs eagerly; an exported graph keeps it.
+        mask = mask_id = None
+        if _is_repeated(graph, operator.inputs[1]) and not half:
+            # ... and gives grouped heads as they are, which only the mathematical form takes in float32.
+            return AttentionCall(query, key, value, None, mathematical=True, grouped=True)
+    plain = len(query.shape) == 4 and query.shape[1] == key.shape[1]
+    fused = plain and ((half or query.shape[-1] % 4 == 0) if mask_id is None else _is_dense(graph, mask_id, strides))
+    return AttentionCall(query, key, value, mask, mathematical=not fused, grouped=False)
+
+
+def copied_outputs(graph: ModelGraph, runtime: Runtime) -> frozenset[int]:
+    """Values that the graph has as views of an attention's output, its heads put side by side, and a GPU copies.
+
+    Flash attention lays its output out as its query lies (`empty_like`, `mha_fwd` in `flash_api.cpp`): where heads come
+    before positions there, as after a norm or a rotation of heads, `transpose(1, 2).reshape(...)` is no view.
+    """
+    calls = [o for o in graph.operators if o.kind == KIND]
+    if not any(graph.values[o.inputs[0]].spec.dtype in HALF for o in calls):
+        return frozenset()
+    strides, lies = strides_of(graph), {}
+    for operator in calls:
+        call = attention_call(graph, operator, strides, runtime)
+        if call.query.dtype in HALF and call.mask is None and not call.mathematical:
+            lies[operator.outputs[0]] = iterated(call.query.shape, [(call.query.shape, strides[operator.inputs[0]])])
+    found = set()
+    for operator in graph.operators:
+        source, output = operator.inputs[:1], operator.outputs[0]
+        given = [graph.values[i].spec.shape for i in source]
+        if source and source[0] in lies and graph.values[output].alias_of is not None:
+            shape = graph.values[output].spec.shape
+            seen = view(operator.kind, operator.attributes, given[0], lies[source[0]], shape)
+            if seen is None:
+                found.add(output)
+            else:
+                lies[output] = seen
+    return frozenset(found)
+
+
+def _is_dense(graph: ModelGraph, mask: int, strides: Sequence[Strides]) -> bool:
+    """Whether a mask's rows lie densely: no expanded one, and none that took its order from a permuted operand."""
+    value = graph.values[mask]
+    if strides[mask][-1:] != (1,) or 0 in _used(value.spec, strides[mask])[-2:]:
+        return False
+    producer = None if value.producer is None else graph.operators[value.producer]
+    operands = producer.inputs if producer is not None and producer.kind in MASKING else ()
+    return all(
+        _used(graph.values[i].spec, strides[i])[-1] in (0, 1)
+        for i in operands
+        if len(graph.values[i].spec.shape) == len(value.spec.shape)
+    )
+
+
+def _used(spec: TensorSpec, strides: Strides) -> list[int]:
+    """Strides of the dimensions that have more than one element; 1 for the others."""
+    return [s if n > 1 else 1 for n, s in zip(spec.shape, strides, strict=True)]
+
+
+def _is_repeated(graph: ModelGraph, value: int) -> bool:
+    """Whether a key was made of fewer heads, by `expand` and `reshape`."""
+    for _ in range(3):
+        entry = graph.values[value]
+        if entry.kind is not ValueKind.RESULT or entry.producer is None:
+            return False
+        producer = graph.operators[entry.producer]
+        if producer.kind == "expand":
+            return True
+        if producer.kind not in ("reshape", "copy", "repeat"):
+            return False
+        value = producer.inputs[0]
+    return False
