@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import onnx
@@ -42,6 +42,8 @@ class OnnxFile:
     data: dict[str, onnx.TensorProto]
     """Those initializers whose data is kept: small ones, which shape arithmetic may need."""
     opset: int
+    path: Path | None = None
+    """Where it was read from, its weights with it."""
 
     @property
     def by_pytorch(self) -> bool:
@@ -70,7 +72,7 @@ def read_onnx(path: Path, shown: str) -> OnnxFile:
     except DecodeError:
         raise ModelFormatError(f"{shown} is a damaged ONNX file: its protobuf cannot be decoded") from None
     try:
-        return checked(model, shown)
+        return replace(checked(model, shown), path=path)
     except UnicodeDecodeError:
         raise _not_text(shown) from None
 

@@ -7,9 +7,9 @@ typed by ONNX's shape inference, which is given the constants. So no symbol is l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from dippm.errors import UnsupportedOperator
 from dippm.frontend.onnx.file import OnnxFile
 from dippm.frontend.onnx.inference import Inference, Literal
 from dippm.frontend.onnx.node import OnnxNode
+from dippm.frontend.onnx.strided import as_reshape
 from dippm.frontend.onnx.types import Elements
 from dippm.graph import TensorSpec
 
@@ -49,44 +50,65 @@ class StaticGraph:
     """Weights of the file and what is computed from them alone (a transposed weight), once each."""
     computed: dict[str, OnnxNode] = field(default_factory=dict)
     """Constants of a file that PyTorch wrote by the node that they are computed by."""
+    notes: list[str] = field(default_factory=list)
+    """What was taken for granted, a sentence each."""
 
 
-def fold(file: OnnxFile, inputs: dict[str, TensorSpec], *, file_batch: int | None, batch: int) -> StaticGraph:
+class Amendments(Protocol):
+    """What is put in the place of what the file says (`rebatch`)."""
+
+    def row(self, name: str, elements: Elements | None) -> Elements | TensorSpec | None:
+        """What a constant (or, without elements, a weight) is kept as instead, under the name `NAME@row`; or None."""
+
+    def before(self, node: OnnxNode) -> Iterable[OnnxNode]:
+        """The nodes that are run for one whose operands are known."""
+
+    def after(self, node: OnnxNode) -> None:
+        """A node has its results. Raises InputShapeError where they cannot be right."""
+
+
+def fold(file: OnnxFile, inputs: dict[str, TensorSpec]) -> StaticGraph:
     """Bind `inputs` (shapes with the batch) and make every shape static.
-
-    `file_batch` is the batch that the file was exported with where that was a fixed one and differs from `batch`.
 
     Raises InputShapeError or UnsupportedOperator.
     """
-    return _Folder(file, inputs, file_batch, batch).run()
+    return Folder(file, inputs).run()
 
 
 _OF_WEIGHTS = frozenset({"Transpose", "Identity", "DequantizeLinear"})
 """What an exporter itself makes of a weight, where the framework has but the result."""
 
 
-class _Folder:
-    def __init__(self, file: OnnxFile, inputs: dict[str, TensorSpec], file_batch: int | None, batch: int) -> None:
+class Folder:
+    """One pass over a file's nodes."""
+
+    def __init__(self, file: OnnxFile, inputs: dict[str, TensorSpec], amendments: Amendments | None = None) -> None:
         self._file = file
-        self._file_batch = file_batch
-        self._batch = batch
+        self._amendments = amendments
         self._static = StaticGraph()
-        self._specs = self._static.specs
-        self._constants = self._static.constants
+        self.specs = self._static.specs
+        """Shape and dtype of what is known so far, by name."""
+        self.constants = self._static.constants
+        """Elements of what is constant, likewise."""
         self._literals: dict[str, Literal] = {}
         """The constants again, those of equal elements as one."""
         self._constant_nodes: dict[Hashable, Literal] = {}
         self._shapes: dict[Hashable, Literal] = {}
+        self._reshapes: dict[str, OnnxNode] = {}
+        """Those so far, by what they put out."""
         self._inference = Inference(file.model, file.opset)
         self._as_run = file.by_pytorch
         """Whether operators on weights alone are run in every pass: PyTorch's exporters fold what is not."""
-        for name, spec in file.weights.items():
-            self._specs[name] = self._static.weights[name] = spec
-        for name, tensor in file.data.items():
-            self._constant(name, self._inference.tensor(tensor))
-        self._specs.update(inputs)
+        self.specs.update(inputs)
 
     def run(self) -> StaticGraph:
+        """The graph. Raises InputShapeError or UnsupportedOperator."""
+        for name, spec in self._file.weights.items():
+            row = None if self._amendments is None else self._amendments.row(name, None)
+            kept, spec = (f"{name}@row", row) if isinstance(row, TensorSpec) else (name, spec)
+            self.specs[kept] = self._static.weights[kept] = spec
+        for name, tensor in self._file.data.items():
+            self._constant(name, self._inference.tensor(tensor))
         self._graph(self._file.nodes)
         return self._static
 
@@ -94,12 +116,22 @@ class _Folder:
         for node in nodes:
             if node.kind == "If" and (taken := self._branch(node)) is not None:
                 self._inline(node, taken)
+            elif self._amendments is None or node.kind in ("Constant", "Shape", "Size"):
+                self._node(self._unstrided(node))
             else:
-                self._node(node)
+                node = self._unstrided(node)
+                for instead in self._amendments.before(node):
+                    self._node(instead)
+                    self._amendments.after(instead)
+
+    def _unstrided(self, node: OnnxNode) -> OnnxNode:
+        if node.kind != "Gather":
+            return node
+        return as_reshape(node, self._reshapes.get(node.inputs[0]), self.specs) or node
 
     def _branch(self, node: OnnxNode) -> onnx.GraphProto | None:
         """The branch of an If whose condition is a constant (exporters write them around a squeeze)."""
-        condition = self._constants.get(node.inputs[0])
+        condition = self.constants.get(node.inputs[0])
         if condition is None:
             raise UnsupportedOperator(
                 "operator onnx.If is not supported where its condition depends on the input's data"
@@ -123,8 +155,8 @@ class _Folder:
         if kind in ("Shape", "Size"):
             self._shape(node)
             return
-        if self._file_batch is not None and len(node.inputs) > 1:
-            self._rebatch(node, self._file_batch)
+        if kind == "Reshape":
+            self._reshapes[node.outputs[0]] = node
         literals = self._literals
         operands = [literals.get(name) for name in node.inputs]
         known = None not in operands or all(name in literals for name in node.inputs if name)
@@ -140,12 +172,12 @@ class _Folder:
                 f"operator onnx.{kind} {node.name!r} is not supported: what a loop runs is not priced; export the "
                 "network with its recurrent layers as ONNX's LSTM, GRU or RNN, or unrolled (Keras: unroll=True)"
             )
-        types = self._inference.types(node, self._specs, operands)
+        types = self._inference.types(node, self.specs, operands)
         small = all(spec is None or spec.numel <= MAX_CONSTANT for spec in types)
         if known and small and kind not in _RANDOM and self._computed(node, operands):
             return
         specs = {name: spec for name, spec in zip(node.outputs, types, strict=True) if spec is not None}
-        self._specs.update(specs)
+        self.specs.update(specs)
         if (kind in _OF_WEIGHTS or not self._as_run) and self._fixed(node):
             self._static.weights.update(specs)
             return
@@ -172,17 +204,21 @@ class _Folder:
         return self._inference.literal(np.array(value, dtype=np.float32 if "float" in attribute.name else np.int64))
 
     def _constant(self, name: str, literal: Literal) -> None:
+        row = None if self._amendments is None else self._amendments.row(name, literal.array)
+        if isinstance(row, np.ndarray):
+            name, literal = f"{name}@row", self._inference.literal(row)
         self._literals[name] = literal
-        self._constants[name] = literal.array
-        self._specs[name] = literal.spec
+        self.constants[name] = literal.array
+        self.specs[name] = literal.spec
 
-    def _numbers(self, name: str, numbers: Sequence[int] | int) -> None:
+    def numbers(self, name: str, numbers: Sequence[int] | int) -> None:
+        """Add a constant of whole numbers."""
         self._constant(name, self._inference.literal(np.array(numbers, dtype=np.int64)))
 
     def _shape(self, node: OnnxNode) -> None:
-        shape = self._specs[node.inputs[0]].shape
+        shape = self.specs[node.inputs[0]].shape
         if node.kind == "Size":
-            self._numbers(node.outputs[0], int(np.prod(shape)))
+            self.numbers(node.outputs[0], int(np.prod(shape)))
             return
         key = (node.signature, shape)
         literal = self._shapes.get(key)
@@ -203,63 +239,3 @@ class _Folder:
         if self._as_run and node.kind not in _OF_WEIGHTS:
             self._static.computed.update(dict.fromkeys(node.outputs, node))
         return True
-
-    def _rebatch(self, node: OnnxNode, file_batch: int) -> None:
-        """A node that spells out the file's batch, in its target shape or in a weight, is given the batch asked for."""
-        if node.kind in ("Reshape", "Expand"):
-            self._reshape_rebatched(node, file_batch)
-        elif node.kind == "Concat":
-            self._concat_rebatched(node, file_batch)
-
-    def _reshape_rebatched(self, node: OnnxNode, file_batch: int) -> None:
-        target = self._constants.get(node.inputs[1])
-        source = self._specs[node.inputs[0]].shape
-        leading = (self._batch,) if node.kind == "Reshape" else (1, self._batch)
-        if target is None or not len(target) or not source:
-            return
-        if target[0] == file_batch and source[0] in leading:
-            first = self._batch
-        elif node.kind == "Reshape" and self._counts_batches(target.tolist(), source, file_batch):
-            first = int(target[0]) // file_batch * self._batch
-        else:
-            return
-        name = f"{node.inputs[1]}@{self._batch}"
-        self._numbers(name, [first, *target[1:]])
-        node.read_instead(1, name)
-
-    def _counts_batches(self, target: Sequence[int], source: Sequence[int], file_batch: int) -> bool:
-        """Whether a target counts something of every picture (heads, windows) in its first dimension: it holds as much
-        as the source did at the file's batch, and both begin with a multiple of theirs. A batch of 1 would always."""
-        held, wanted = math.prod(d for d in target if d != -1), math.prod(source) * file_batch
-        return (
-            file_batch > 1
-            and held > 0
-            and (wanted % (held * self._batch) == 0 if -1 in target else wanted == held * self._batch)
-            and target[0] % file_batch == 0
-            and source[0] % self._batch == 0
-        )
-
-    def _concat_rebatched(self, node: OnnxNode, file_batch: int) -> None:
-        """A weight of a row for each of the file's batch beside batches (a class token, whose expansion the exporter
-        folded) is expanded again, from one row."""
-        shapes = {name: self._specs[name].shape for name in node.inputs}
-        axis = next((a.i for a in node.proto.attribute if a.name == "axis"), 0)
-        ranks = {len(shape) for shape in shapes.values()}
-        if len(ranks) != 1 or axis % max(*ranks, 1) == 0 or not any(s[0] == self._batch for s in shapes.values()):
-            return
-        for position, name in enumerate(node.inputs):
-            if shapes[name][0] == file_batch and (name in self._static.weights or name in self._constants):
-                rows, expanded = f"{name}@rows", f"{name}@{self._batch}"
-                if expanded not in self._specs:
-                    self._numbers(rows, [self._batch, *[1] * (len(shapes[name]) - 1)])
-                    row = name if file_batch == 1 else self._first_row(name)
-                    proto = onnx.helper.make_node("Expand", [row, rows], [expanded], name=f"{node.name}_expand")
-                    self._node(OnnxNode(proto))
-                node.read_instead(position, expanded)
-
-    def _first_row(self, name: str) -> str:
-        row, start, end = f"{name}@row", f"{name}@0", f"{name}@1"
-        self._numbers(start, [0])
-        self._numbers(end, [1])
-        self._node(OnnxNode(onnx.helper.make_node("Slice", [name, start, end], [row], name=f"{name}_row")))
-        return row

@@ -1,8 +1,8 @@
 """An ONNX file to a `ModelGraph`.
 
 1. Read it without its weights and validate it (`file`).
-2. Bind the batch and the shapes asked for; make every shape static (`fold`), but leave what PyTorch computes in
-   every pass (`computed`).
+2. Bind the batch and the shapes asked for; make every shape static (`fold`; `rebatch` where the file fixes another
+   batch), but leave what PyTorch computes in every pass (`computed`).
 3. Put together what frameworks run as one operator and exporters take apart (`fuse`, `attention`).
 4. Put back what exporters fold or leave away, where they tell of it (`restore`, `no_ops`, `in_place`).
 5. Write it down as a program of ATen calls (`program`), which goes the way of a `.pt2` from there on: expressed in
@@ -21,6 +21,7 @@ from dippm.errors import InputShapeError
 from dippm.frontend.exported_program import graph_of_program
 from dippm.frontend.inputs import InputSpec, asked_by_name
 from dippm.frontend.onnx.attention import fuse_attention
+from dippm.frontend.onnx.batched_values import FixedBatch
 from dippm.frontend.onnx.computed import with_computed
 from dippm.frontend.onnx.file import OnnxFile, read_onnx
 from dippm.frontend.onnx.fold import fold
@@ -29,6 +30,7 @@ from dippm.frontend.onnx.in_place import mark_in_place
 from dippm.frontend.onnx.layout import channels_first
 from dippm.frontend.onnx.no_ops import put_clones_back
 from dippm.frontend.onnx.program import program_of
+from dippm.frontend.onnx.rebatch import fold_rebatched
 from dippm.frontend.onnx.restore import notes_on, put_back, restored_in
 from dippm.frontend.onnx.step_graph import without_the_dead
 from dippm.frontend.onnx.steps import steps_of
@@ -45,14 +47,17 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     """The same for a model that is read and checked."""
     binding = bind_inputs(file, batch, inputs, shown)
     bound, file_batch = binding.inputs, binding.file_batch
-    try:
-        static = fold(file, bound, file_batch=file_batch, batch=batch)
-    except InputShapeError as error:
-        raise (error if file_batch is None else _fixed_batch(shown, file_batch, batch)) from None
     outputs = [o.name for o in file.model.graph.output]
-    if file_batch is not None and not any(static.specs[o].shape[:1] == (batch,) for o in outputs):
-        raise _fixed_batch(shown, file_batch, batch)
     wanted = frozenset(outputs)
+    if file_batch is None:
+        static = fold(file, bound)
+    else:
+        try:
+            static = fold_rebatched(file, binding.own, bound, file_batch=file_batch, batch=batch)
+        except FixedBatch as fixed:
+            raise _fixed_batch(shown, file_batch, batch, str(fixed)) from None
+        if not any(static.specs[o].shape[:1] == (batch,) for o in outputs):
+            raise _fixed_batch(shown, file_batch, batch)
     if file.by_pytorch:
         static.nodes = with_computed(static)
     steps = steps_of(static)
@@ -66,7 +71,7 @@ def graph_of_file(file: OnnxFile, *, batch: int, inputs: tuple[InputSpec, ...] |
     return replace(
         graph,
         restored=restored_in(steps),
-        notes=tuple(notes_on(file.model, steps)),
+        notes=(*notes_on(file.model, steps), *static.notes),
         open_batch=binding.open_batch,
     )
 
@@ -77,6 +82,8 @@ class Binding:
 
     inputs: dict[str, TensorSpec]
     """Shape (with the batch) and dtype by name."""
+    own: dict[str, TensorSpec]
+    """The same at the batch of the file."""
     file_batch: int | None
     """The batch that the file fixes, where it is not the one asked for."""
     open_batch: bool
@@ -86,54 +93,61 @@ class Binding:
     """
 
 
-def _fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:
+def _fixed_batch(shown: str, file_batch: int, batch: int, why: str = "") -> InputShapeError:
     return InputShapeError(
-        f"{shown} was exported at a fixed batch of {file_batch} and cannot be given a batch of {batch}: export it "
-        f"with a dynamic batch (dynamic_axes or dynamic_shapes of torch.onnx.export), or ask for batch {file_batch}"
+        f"{shown} was exported at a fixed batch of {file_batch} and cannot be given a batch of {batch}"
+        f"{f' ({why})' if why else ''}: export it with a dynamic batch (dynamic_axes or dynamic_shapes of "
+        f"torch.onnx.export), or ask for batch {file_batch}"
     )
 
 
 def bind_inputs(file: OnnxFile, batch: int, inputs: tuple[InputSpec, ...] | None, shown: str) -> Binding:
     """Bind every model input to `batch`. A first dimension of 0 is open like one that is a symbol, or not said.
 
+    One that the file fixes at another size than that of the first input is no batch, and stays as it is.
+
     Raises InputShapeError, naming the input and what is missing.
     """
     declared = [i for i in file.model.graph.input if i.name not in file.weights]
     asked = asked_by_name([i.name for i in declared], inputs, shown)
     bound: dict[str, TensorSpec] = {}
-    file_batch: int | None = None
-    fixed: list[int | None] = []
+    own: dict[str, TensorSpec] = {}
+    said: list[int | None] = []
     """The first dimension of each input that has one, as the file fixes it; None where it is open."""
     for value in declared:
         dims = value.type.tensor_type.shape.dim
-        own = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+        sizes = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+        rest = tuple(s for s in sizes[1:] if s is not None)
+        dtype = dtype_of(value.type.tensor_type.elem_type)
         given = asked.get(value.name)
         if given is not None:
-            shape = (batch, *given.shape)
             if value.type.tensor_type.HasField("shape") and (
-                len(own) != len(shape) or any(o is not None and o != s for o, s in zip(own[1:], shape[1:], strict=True))
+                len(sizes) != 1 + len(given.shape)
+                or any(s is not None and s != g for s, g in zip(sizes[1:], given.shape, strict=True))
             ):
                 raise InputShapeError(
                     f"input {value.name!r} of {shown} is {_spelled(dims)}, "
                     f"which {given.shape} (without the batch) does not fit"
                 )
-        elif not own:
-            shape = ()
-        elif any(d is None for d in own[1:]):
+            rest = given.shape
+        elif not sizes:
+            bound[value.name] = own[value.name] = TensorSpec((), dtype)
+            continue
+        elif len(rest) < len(sizes) - 1:
             raise InputShapeError(
                 f"input {value.name!r} of {shown} is {_spelled(dims)}: say what is missing, without the batch, with "
                 f"--input {value.name}=... (spec.model.inputs in an InferenceJob)"
             )
-        else:
-            shape = (batch, *(d for d in own[1:] if d is not None))
-        if shape:
-            first = (own[0] or None) if own else None
-            fixed.append(first)
-            file_batch = first if first not in (None, batch) else file_batch
-        bound[value.name] = TensorSpec(shape, dtype_of(value.type.tensor_type.elem_type))
+        said.append((sizes[0] or None) if sizes else None)
+        first = said[-1]
+        bound[value.name] = TensorSpec((batch if first in (None, said[0]) else first or batch, *rest), dtype)
+        own[value.name] = TensorSpec((first or said[0] or batch, *rest), dtype)
     if not bound:
         raise InputShapeError(f"{shown} has no input: is it a model?")
-    return Binding(bound, file_batch, open_batch=bool(fixed) and fixed[0] is None)
+    file_batch = said[0] if said else None
+    return Binding(
+        bound, own, file_batch if file_batch != batch else None, open_batch=bool(said) and file_batch is None
+    )
 
 
 def _spelled(dims: object) -> str:

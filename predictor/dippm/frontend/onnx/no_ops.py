@@ -14,7 +14,7 @@ import onnx
 from dippm.frontend.onnx.fold import StaticGraph
 from dippm.frontend.onnx.scopes import paths_of, split_frames, trace_of
 from dippm.frontend.onnx.step_graph import StepGraph
-from dippm.frontend.onnx.steps import Step, metadata
+from dippm.frontend.onnx.steps import FX_NODE, Step, metadata
 
 _ARGUMENTS = re.compile(r"\]\(args = \((?P<args>.*?)\), kwargs")
 _REFERENCE = re.compile(r"%(\w+)")
@@ -47,23 +47,33 @@ def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[s
 
 def _named_by(step: Step) -> list[str] | None:
     """What a step was given, as its exporter's metadata names it, weights left out; None where there is none."""
-    found = _ARGUMENTS.search(metadata(step.nodes[-1], "pkg.torch.onnx.fx_node")) if step.nodes else None
+    found = _ARGUMENTS.search(metadata(step.nodes[-1], FX_NODE)) if step.nodes else None
     if found is None:
         return None
     return [r for r in _REFERENCE.findall(found["args"]) if not r.startswith(("p_", "b_", "c_"))]
 
 
 def _named_clone(step: Step, name: str, named: list[str], graph: StepGraph) -> str | None:
-    """The clone that a step was given in place of a value."""
+    """The clone that a step was given in place of a value.
+
+    What another node of the same call put out was given to nobody, and a constant may be called a clone too.
+    """
     if name not in graph.producer or name in named:
         return None
-    group = [n for n in step.inputs if n in graph.producer]
+    call = metadata(step.nodes[-1], FX_NODE)
+    group = [n for n in step.inputs if n in graph.producer and _call_of(graph.producer[n]) != call]
     missing = [n for n in dict.fromkeys(group) if n not in named]
-    unseen = [r for r in dict.fromkeys(named) if r not in graph.producer]
+    unseen = [r for r in dict.fromkeys(named) if r not in graph.static.specs]
+    if name not in missing:
+        return None
     if len(missing) != len(unseen):
         return None
     clone = unseen[missing.index(name)]
     return clone if _CLONE.match(clone) else None
+
+
+def _call_of(producer: Step) -> str:
+    return metadata(producer.nodes[-1], FX_NODE) if producer.nodes else ""
 
 
 def _clone_of(name: str, result: str, producer: Step, static: StaticGraph) -> Step:
