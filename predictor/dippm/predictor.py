@@ -186,13 +186,13 @@ def graph_notes(graph: ModelGraph, case: Case, folded: int = 0) -> Iterator[str]
     `folded` is how many batch norms were folded for the runtime.
     """
     yield from graph.notes
-    if folded:
+    if folded == 1:
+        yield "priced with 1 batch norm folded into the convolution before it, as ONNX Runtime runs it"
+    elif folded:
         yield f"priced with {folded} batch norms folded into the convolutions before them, as ONNX Runtime runs them"
     elif graph.restored:
-        yield (
-            f"priced with the {graph.restored} batch norms that the exporter folded into convolutions, as PyTorch "
-            "runs them"
-        )
+        norms, them = (f"{graph.restored} batch norms", "them") if graph.restored > 1 else ("1 batch norm", "it")
+        yield f"priced with the {norms} that the exporter folded into convolutions, as PyTorch runs {them}"
     if graph.stored_dtype and graph.stored_dtype != case.precision.float_dtype:
         yield (
             f"the weights are stored as {graph.stored_dtype} and priced as {case.precision.float_dtype}, the precision "

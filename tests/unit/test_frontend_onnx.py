@@ -198,6 +198,9 @@ def test_missing_shapes_are_asked_for_by_name(tmp_path: Path) -> None:
     model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, ["b", 3, "height", "width"])}, ["y"])
     with pytest.raises(InputShapeError, match=r"'x' .* is \(b, 3, height, width\).*--input x="):
         load(tmp_path, model)
+    numbered = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, ["unk__37", "unk__38", 3])}, ["y"])
+    with pytest.raises(InputShapeError, match=r"'x' .* is \(\?, \?, 3\)"):
+        load(tmp_path, numbered)
     graph = load(tmp_path, model, 4, InputSpec("x", (3, 10, 20)))
     assert graph.values[graph.outputs[0]].spec.shape == (4, 3, 10, 20)
     with pytest.raises(InputShapeError, match="does not fit"):

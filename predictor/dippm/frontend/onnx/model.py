@@ -14,6 +14,7 @@ So the graph is of the network as PyTorch runs it. A runtime that folds batch no
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,6 +151,13 @@ def bind_inputs(file: OnnxFile, batch: int, inputs: tuple[InputSpec, ...] | None
     )
 
 
+_NUMBERED = re.compile(r"unk__\d+")
+"""What tf2onnx calls a size that TensorFlow left open."""
+
+
 def _spelled(dims: object) -> str:
-    parts = [str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dims]  # type: ignore[attr-defined]
+    parts = [
+        str(d.dim_value) if d.HasField("dim_value") else _NUMBERED.sub("?", d.dim_param) or "?"
+        for d in dims  # type: ignore[attr-defined]  # a repeated protobuf field
+    ]
     return "(" + ", ".join(parts) + ")"

@@ -46,9 +46,10 @@ def notes_on(model: onnx.ModelProto, steps: list[Step]) -> Iterator[str]:
     """What the file does not say: whether its convolutions once had batch norms after them."""
     unknown = [s for s in steps if s.kind.startswith("conv") and len(s.inputs) == 3 and not _is_named(model, s)]
     if unknown and not any(s.kind == "batch_norm" for s in steps):
+        have, them = ("1 convolution has", "it") if len(unknown) == 1 else (f"{len(unknown)} convolutions have", "them")
         yield (
-            f"{len(unknown)} convolutions have a bias, and the file does not say whether batch norms were folded into "
-            "them: the network is priced as it stands in the file"
+            f"{have} a bias, and the file does not say whether batch norms were folded into {them}: the network is "
+            "priced as it stands in the file"
         )
 
 
