@@ -22,10 +22,10 @@ APPLICATIONS = {
     "nasnetmobile": "NASNetMobile", "xception": "Xception",
 }  # fmt: skip
 """Models of keras.applications."""
-NAMES = (*APPLICATIONS, "bert", "lstm")
+NAMES = (*APPLICATIONS, "bert", "lstm", "gru")
 CELLS = tuple(
     [(name, "keras") for name in NAMES]
-    + [(name, "savedmodel") for name in ("resnet50", "mobilenetv2", "bert", "lstm")]
+    + [(name, "savedmodel") for name in ("resnet50", "mobilenetv2", "bert", "lstm", "gru")]
     + [(name, "h5") for name in ("resnet50", "inceptionv3")]
     + [(name, "tflite") for name in ("resnet50", "mobilenetv2", "efficientnetb0", "densenet121", "bert")]
 )
@@ -68,7 +68,25 @@ def lstm(units: int = 128, length: int = 64, words: int = 5_000) -> Any:
     )
 
 
-_OWN: dict[str, Callable[[], Any]] = {"bert": bert, "lstm": lstm}
+def gru(units: int = 128, length: int = 64, words: int = 5_000) -> Any:
+    """The same of GRU layers, the first of both directions, and one without memory of its gates."""
+    import keras
+    from keras import layers as kl
+
+    return keras.Sequential(
+        [
+            keras.Input((length,), dtype="int32", name="input_ids"),
+            kl.Embedding(words, units, name="words"),
+            kl.Bidirectional(kl.GRU(units // 2, return_sequences=True), name="gru_1"),
+            kl.GRU(units, return_sequences=True, reset_after=False, name="gru_2"),
+            kl.SimpleRNN(units, name="rnn"),
+            kl.Dense(2, name="classifier"),
+        ],
+        name="gru",
+    )
+
+
+_OWN: dict[str, Callable[[], Any]] = {"bert": bert, "lstm": lstm, "gru": gru}
 
 
 def build(name: str) -> Any:

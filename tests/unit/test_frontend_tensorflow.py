@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from dippm.artifact import open_artifact
@@ -31,6 +31,7 @@ from dippm.features import static_features
 from dippm.frontend import InputSpec, load_graph, tensorflow_safety
 from dippm.frontend.child import load_graph_in_child
 from dippm.frontend.converter import TENSORFLOW
+from dippm.frontend.tensorflow_loops import put_layers_back
 from dippm.frontend.tensorflow_patterns import put_together
 from dippm.frontend.tensorflow_safety import (
     OPERATORS,
@@ -338,6 +339,91 @@ def test_lstm_layers_are_one_operator_each_whatever_they_are_saved_as(tmp_path: 
     assert kinds(one) == kinds(other)
     # Two layers of 64 steps and 4 gates, each gate the product with the input and with the state; the classifier.
     assert static_features(one).macs == static_features(other).macs == 8 * (2 * 64 * 4 * 2 * 128 * 128 + 128 * 2)
+
+
+@tensorflow
+@pytest.mark.timeout(600)
+def test_gru_and_plain_recurrent_layers_are_known_in_their_loops(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "bench" / "models" / "tensorflow_models.py"
+    python = os.environ.get(TENSORFLOW.setting, sys.executable)
+    for saved in ("keras", "savedmodel"):
+        subprocess.run([python, str(script), "make", f"gru/{saved}", str(tmp_path)], check=True, capture_output=True)
+    one, other = (load_graph(open_artifact(tmp_path / name), batch=8) for name in ("gru.keras", "gru_savedmodel"))
+    assert kinds(one) == kinds(other)
+    assert (kinds(one)["gru"], kinds(one)["rnn"]) == (3, 1)
+    # 64 steps: two directions of 3 gates, 3 gates, 1; each the product with the input and with the state.
+    steps = 64 * (2 * 3 * 64 * (128 + 64) + 3 * 2 * 128 * 128 + 2 * 128 * 128)
+    assert static_features(one).macs == static_features(other).macs == 8 * (steps + 128 * 2)
+
+
+def loop_model(activation: str) -> onnx.ModelProto:
+    """What tf2onnx makes of Keras 3's GRU (`reset_after`): 5 steps of 4 features, 3 units."""
+    weights = {"kernel": (4, 9), "recurrent": (3, 9), "bias": (2, 9)}
+    body = [
+        helper.make_node("Gather", ["x", "time"], ["xt"], axis=0),
+        helper.make_node("Split", ["b"], ["b0", "b1"], axis=0, num_outputs=2),
+        helper.make_node("Squeeze", ["b0", "zero"], ["bx"]), helper.make_node("Squeeze", ["b1", "zero"], ["bh"]),
+        helper.make_node("MatMul", ["xt", "w"], ["xw"]), helper.make_node("Add", ["xw", "bx"], ["given"]),
+        helper.make_node("Split", ["given"], ["xz", "xr", "xh"], axis=-1, num_outputs=3),
+        helper.make_node("MatMul", ["h", "r"], ["hr"]), helper.make_node("Add", ["hr", "bh"], ["held"]),
+        helper.make_node("Split", ["held"], ["hz", "hrr", "hh"], axis=-1, num_outputs=3),
+        helper.make_node("Add", ["xz", "hz"], ["az"]), helper.make_node("Sigmoid", ["az"], ["z"]),
+        helper.make_node("Add", ["xr", "hrr"], ["ar"]), helper.make_node("Sigmoid", ["ar"], ["reset"]),
+        helper.make_node("Mul", ["reset", "hh"], ["inner"]), helper.make_node("Add", ["xh", "inner"], ["ah"]),
+        helper.make_node(activation, ["ah"], ["new"]), helper.make_node("Sub", ["one", "z"], ["rest"]),
+        helper.make_node("Mul", ["z", "h"], ["kept"]), helper.make_node("Mul", ["rest", "new"], ["taken"]),
+        helper.make_node("Add", ["kept", "taken"], ["next"]), helper.make_node("Identity", ["next"], ["out"]),
+        helper.make_node("Add", ["time", "unit"], ["later"]), helper.make_node("Less", ["later", "five"], ["going"]),
+    ]  # fmt: skip
+    f32, i64, flag = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+    carried = [
+        ("time", i64, []),
+        ("h", f32, ["n", 3]),
+        *((n, f32, list(s)) for n, s in zip("wrb", weights.values(), strict=True)),
+    ]
+    numbers = {"one": np.float32(1), "zero": np.array([0]), "unit": np.array(1), "five": np.array(5)}
+    inner = helper.make_graph(
+        body, "body",
+        [helper.make_tensor_value_info("i", i64, []), helper.make_tensor_value_info("c", flag, []),
+         *(helper.make_tensor_value_info(*each) for each in carried)],
+        [helper.make_tensor_value_info("going", flag, []), helper.make_tensor_value_info("later", i64, []),
+         *(helper.make_tensor_value_info(n, f32, None) for n in ("next", "w", "r", "b", "out"))],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in numbers.items()],
+    )  # fmt: skip
+    made = {n: np.random.default_rng(0).random(s, np.float32) for n, s in weights.items()}
+    settings = {"most": np.array(5), "go": np.array(True), "start": np.array(0), "first": np.zeros((2, 3), np.float32)}
+    loop = helper.make_node(
+        "Loop", ["most", "go", "start", "first", *weights], ["", "last", "", "", "", "all"], name="layer", body=inner
+    )
+    graph = helper.make_graph(
+        [loop, helper.make_node("Relu", ["all"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", f32, [5, 2, 4])],
+        [helper.make_tensor_value_info("y", f32, [5, 2, 3]), helper.make_tensor_value_info("last", f32, [2, 3])],
+        [numpy_helper.from_array(a, n) for n, a in (made | settings).items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def test_a_loop_whose_step_computes_a_gru_is_one() -> None:
+    model = loop_model("Tanh")
+    before = ReferenceEvaluator(model).run(None, {"x": (x := np.random.rand(5, 2, 4).astype(np.float32))})
+    made = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    put_layers_back(model)
+    assert [n.op_type for n in model.graph.node] == ["GRU", "Squeeze", "Squeeze", "Relu"]
+    as_onnx_has_them = {"W": made["kernel"].T[None], "R": made["recurrent"].T[None], "B": made["bias"].reshape(1, -1)}
+    for tensor in model.graph.initializer:
+        part = as_onnx_has_them.get(tensor.name.rpartition("/")[2])
+        if part is not None:
+            assert tuple(tensor.dims) == part.shape
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(part), tensor.name))
+    for was, now in zip(before, ReferenceEvaluator(model).run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(was.reshape(now.shape), now, rtol=1e-4, atol=1e-5)  # it joins steps, not stacks
+
+
+def test_a_loop_whose_step_computes_something_else_stays_a_loop() -> None:
+    model = loop_model("Softsign")
+    put_layers_back(model)
+    assert [n.op_type for n in model.graph.node] == ["Loop", "Relu"]
 
 
 @tensorflow

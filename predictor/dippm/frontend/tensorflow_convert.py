@@ -33,6 +33,7 @@ from tf2onnx.tf_loader import tf_optimize
 from dippm.errors import InputShapeError, ModelFormatError, UnsupportedOperator
 from dippm.frontend.convert_child import Converted
 from dippm.frontend.tensorflow_graph import inlined
+from dippm.frontend.tensorflow_loops import put_layers_back
 from dippm.frontend.tensorflow_patterns import put_together
 from dippm.frontend.tensorflow_rewrites import with_batch_norms, with_plain_operators
 from dippm.frontend.tensorflow_safety import is_zipped_saved_model, keras_config_of, saved_model_of
@@ -172,6 +173,7 @@ def _to_onnx(graph: TensorFlowGraph, shown: str) -> onnx.ModelProto:
         raise UnsupportedOperator(f"{shown} cannot be converted to ONNX by tf2onnx: {_first_line(error)}") from error
     model: onnx.ModelProto = converted
     _untie(model, weightless.weights)
+    put_layers_back(model)
     put_together(model)
     return model
 
