@@ -1,16 +1,26 @@
-"""Batch norms folded into the convolutions before them, as runtimes that optimise a graph when they load it run it.
+"""Graphs as runtimes that optimise them when they load them run them; PyTorch does not.
 
-ONNX Runtime does so at its basic level (`ConvBNFusion`); PyTorch does not. A graph has its batch norms whatever file it
+ONNX Runtime folds batch norms into the convolutions before them (`ConvBNFusion`) and computes what hangs on no input
+(`ConstantFolding`), both at its basic level. A graph has its batch norms and its tables of positions whatever file it
 came from (`dippm.frontend`), and this takes them out again for a runtime that never runs them.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from dippm.graph import ModelGraph, Operator, TensorSpec, Value, ValueKind
 
+_FIXED = frozenset({ValueKind.PARAMETER, ValueKind.BUFFER, ValueKind.CONSTANT})
+_RANDOM = re.compile(r"rand|bernoulli|multinomial|normal_|uniform", re.IGNORECASE)
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+
+
+def as_loaded(graph: ModelGraph) -> tuple[ModelGraph, int]:
+    """The graph as ONNX Runtime runs it, and how many batch norms convolutions have taken in."""
+    graph, norms = fold_batch_norms(graph)
+    return fold_constants(graph), norms
 
 
 def fold_batch_norms(graph: ModelGraph) -> tuple[ModelGraph, int]:
@@ -41,6 +51,34 @@ def fold_batch_norms(graph: ModelGraph) -> tuple[ModelGraph, int]:
         operators.append(operator)
     gone -= {i for operator in operators for i in (*operator.inputs, *operator.outputs)}
     return _renumbered(graph, values, operators, gone), len(folded)
+
+
+def fold_constants(graph: ModelGraph) -> ModelGraph:
+    """The graph without the operators that hang on no input; what the others read of them is held like a weight.
+
+    Where the file leaves its batch open, what looks so may hang on the shape of an input: nothing is folded then. Nor
+    is what draws at random, or a result of the model.
+    """
+    if graph.open_batch:
+        return graph
+    values = list(graph.values)
+    folded: set[int] = set()
+    operators: list[Operator] = []
+    for operator in graph.operators:
+        fixed = all(values[i].kind in _FIXED or i in folded for i in operator.inputs)
+        if fixed and not _RANDOM.search(operator.target) and not set(operator.outputs) & set(graph.outputs):
+            folded.update(operator.outputs)
+        else:
+            operators.append(operator)
+    if not folded:
+        return graph
+    read = {i for operator in operators for i in operator.inputs}
+    for i in folded & read:
+        values[i] = Value(values[i].spec, ValueKind.BUFFER, name=values[i].name)
+    before = {i for o in graph.operators if set(o.outputs) <= folded for i in o.inputs}
+    gone = (folded - read) | {i for i in before - read if values[i].kind in _FIXED and i not in graph.outputs}
+    gone -= {values[i].alias_of for i in range(len(values)) if i not in gone}
+    return _renumbered(graph, values, operators, gone)
 
 
 def _foldable(graph: ModelGraph) -> dict[int, int]:

@@ -61,7 +61,7 @@ def predict_graph(
     one that ships. Raises UnknownDevice for a device without hardware figures, NoWeights without a bundle.
     """
     from dippm.features import static_features
-    from dippm.folding import fold_batch_norms
+    from dippm.folding import as_loaded
     from dippm.network.bundle import load_bundle
     from dippm.network.compose import composition_of, correct
     from dippm.network.onnxruntime import load_calibration
@@ -76,8 +76,8 @@ def predict_graph(
     with watch.stage("network"):
         bundle = bundle or load_bundle()
         cast, folded = graph.cast(case.precision.float_dtype), 0
-        if runtime.asked in runtimes.FOLDS_BATCH_NORMS:
-            cast, folded = fold_batch_norms(cast)
+        if runtime.asked in runtimes.FOLDS:
+            cast, folded = as_loaded(cast)
         work = workloads(cast)
         estimates = bundle.estimate(
             cast, replace(case, runtime=runtime.learned), work=work, risk_percent=policy.oom_risk_percent

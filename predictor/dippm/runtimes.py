@@ -26,8 +26,8 @@ STAND_INS = dict.fromkeys((Runtime.TORCHSCRIPT, Runtime.TENSORFLOW, Runtime.PADD
 LEARNED_AS = {Runtime.ONNXRUNTIME: Runtime.GRAPH}
 """Runtimes whose memory is replayed by rules of their own, and the one whose operators the network is asked for."""
 
-FOLDS_BATCH_NORMS = frozenset({Runtime.ONNXRUNTIME})
-"""Runtimes that fold batch norms into convolutions when they load a graph."""
+FOLDS = frozenset({Runtime.ONNXRUNTIME})
+"""Runtimes that fold batch norms into convolutions, and compute what hangs on no input, when they load a graph."""
 
 PROXY_FACTOR = 1.75
 """How much memory above weights and inputs is widened for a stand-in: the most that the measured runtimes differ.

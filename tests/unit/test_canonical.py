@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from torch.nn import functional
 from dippm.artifact import open_artifact
 from dippm.case import Case, Precision, Runtime
 from dippm.errors import ModelFormatError
-from dippm.folding import fold_batch_norms
+from dippm.folding import as_loaded, fold_batch_norms, fold_constants
 from dippm.frontend import InputSpec, graph_from_module, load_graph
 from dippm.frontend.converter import PADDLE, TENSORFLOW
 from dippm.graph import ModelGraph
@@ -345,6 +346,34 @@ def test_a_runtime_that_folds_is_priced_the_same_from_every_door(tmp_path: Path)
     from_torch = priced(graph_from_module(module, list(IMAGE), batch=BATCH), Runtime.ONNXRUNTIME)
     assert from_onnx.allocated_mib == pytest.approx(from_torch.allocated_mib, rel=0.001)
     assert from_onnx.device_ms == pytest.approx(from_torch.device_ms, rel=0.001)
+
+
+def test_a_runtime_that_folds_computes_what_hangs_on_no_input_once() -> None:
+    class Positions(nn.Module):
+        """NFNet's weights and T5's positions are worked on in every pass; so is a mask of the input."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.places = nn.Conv2d(3, 8, 3), nn.Embedding(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True)
+            places = self.places(torch.arange(6)).view(1, 6, 8).expand(4, 6, 8).transpose(1, 2)
+            x = functional.conv2d(x, weight, self.conv.bias)
+            return x.flatten(2)[:, :, :6] + places + torch.rand(8, 6)
+
+    graph = graph_from_module(Positions().eval(), [torch.zeros(BATCH, 3, 8, 8)], batch=BATCH)
+    folded, norms = as_loaded(graph)
+    assert norms == 0
+    assert [o.kind for o in folded.operators] == ["conv2d", "flatten", "slice", "add", "full", "add"]
+    assert [v.producer is None for v in folded.values].count(True) == len(folded.values) - 6
+    kept = {folded.values[i].spec.shape for i in folded.parameter_ids}
+    assert kept == {(8, 3, 3, 3), (8,), (4, 8, 6)}, "the embedding's table is gone, what was looked up of it is held"
+    for index, operator in enumerate(folded.operators):
+        assert all(folded.values[i].producer == index for i in operator.outputs)
+    assert fold_constants(folded) is folded
+    opened = replace(graph, open_batch=True)
+    assert fold_constants(opened) is opened, "the expansion may hang on the shape of an input"
 
 
 def test_folding_takes_a_norm_in_where_it_alone_reads_the_convolution() -> None:

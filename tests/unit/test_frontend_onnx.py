@@ -334,6 +334,7 @@ def test_what_pytorch_computes_in_every_pass_is_an_operator(tmp_path: Path) -> N
     [
         ("/m/Constant_output_0", [0, 1, 2], True),
         ("/m/Constant_3_output_0", [[2, 3, 4]], True),  # PyTorch 2.13, dynamo=False: arange(3).unsqueeze(0) + 2
+        ("/Constant_1_output_0", [0, 1, 2], True),  # in the forward of the model itself
         ("onnx::Gather_3", [0, 1, 2], False),  # the same: x[:, [0, 1, 2]]
         ("/m/Constant_output_0", [2, 3], False),  # the same: a shape, where a slice is assigned to
         ("/m/Constant_output_0", [0, 2, 4], False),

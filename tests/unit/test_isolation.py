@@ -107,10 +107,10 @@ def test_readers_close_their_memory_to_each_other() -> None:
     """In the fork of the preloaded parent, which has closed its own."""
     code = (
         "import ctypes, os, socket\n"
-        "from dippm.frontend import child, pool\n"
+        "from dippm.frontend import answer, pool\n"
         "from dippm.processes import close_memory\n"
         "close_memory()\n"
-        "child.main = lambda: os.write(1, str(ctypes.CDLL(None).prctl(3)).encode())\n"
+        "answer.main = lambda: os.write(1, str(ctypes.CDLL(None).prctl(3)).encode())\n"
         "talk, theirs = socket.socketpair()\n"
         "if os.fork() == 0:\n"
         "    pool._become_child(theirs.fileno())\n"

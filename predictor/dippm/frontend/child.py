@@ -1,28 +1,21 @@
 """Parse a model file in a separate, limited process: what a hostile file can do ends there.
 
-The child, forked from a process that has PyTorch and TVM loaded (`dippm.frontend.pool`), sets its own resource limits,
-cuts itself off from the network and from starting programs, reads the file and writes the graph as JSON
-(`ModelGraph.to_dict`) on a socket; errors cross as their class and sentence. The asker holds the wall clock. A crash
+This is who asks. The child, forked from a process that has PyTorch and TVM loaded (`dippm.frontend.pool`), answers with
+the graph as JSON or an error's class and sentence (`dippm.frontend.answer`). The asker holds the wall clock. A crash
 there is one `ParseLimitExceeded` here.
 """
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
 from dippm import errors
 from dippm.artifact import Artifact
-from dippm.errors import DippmError, ModelFormatError, ParseLimitExceeded
+from dippm.errors import ModelFormatError, ParseLimitExceeded
 from dippm.frontend.converter import as_onnx
 from dippm.frontend.inputs import InputSpec
-from dippm.frontend.isolation import cut_off
-from dippm.frontend.limits import Limits, how_it_ended, limit_self, which_limit
+from dippm.frontend.limits import Limits, how_it_ended
 from dippm.frontend.pool import PARENT
 from dippm.graph import ModelGraph
 from dippm.kept import Kept
@@ -69,38 +62,3 @@ def _understood(answer: bytes, status: int | None, artifact: Artifact, limits: L
         kind = getattr(errors, body["error"], ModelFormatError)
         raise kind(body["message"])
     raise ParseLimitExceeded(how_it_ended(status, shown, limits))
-
-
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    from dippm.frontend.doors import open_door
-
-    torch.set_num_threads(1)
-    described = request["artifact"]
-    artifact = Artifact(**{**described, "path": Path(described["path"])})
-    inputs = request["inputs"]
-    specs = None if inputs is None else tuple(InputSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in inputs)
-    shown = artifact.uri or str(artifact.path)
-    limits = Limits(**request["limits"])
-    try:
-        graph = open_door(artifact, batch=request["batch"], inputs=specs, trust_pickle=False)
-        return {"graph": graph.to_dict()}
-    except (DippmError, MemoryError) as error:
-        said = which_limit(error.__cause__ or error, shown, limits)
-        return {"error": "ParseLimitExceeded" if said else type(error).__name__, "message": said or str(error)}
-
-
-def main() -> None:
-    """The child: one request on standard input, one answer on standard output."""
-    answer_to = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no part of the answer
-    request = json.loads(sys.stdin.buffer.read())
-    limit_self(Limits(**request["limits"]))
-    cut_off()
-    gc.disable()  # it ends with its one answer
-    answer = json.dumps(_answer(request), separators=(",", ":")).encode()
-    with os.fdopen(answer_to, "wb") as pipe:
-        pipe.write(answer)
-        pipe.flush()
-    os._exit(0)  # interpreter shutdown with PyTorch and TVM loaded takes 0.3 s and may crash; all is said

@@ -223,7 +223,7 @@ def _become_child(talk: int) -> None:
         os.dup2(talk, 1)
         os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
 
-        from dippm.frontend.child import main
+        from dippm.frontend.answer import main
 
         main()  # sets the limits first, and ends the process
     finally:

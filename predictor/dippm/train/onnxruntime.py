@@ -27,7 +27,7 @@ from dippm.data.batches import at_batch
 from dippm.data.reader import graph_names
 from dippm.data.splits import RANDOM, fold_of, locked
 from dippm.errors import ArtifactUnreachable
-from dippm.folding import fold_batch_norms
+from dippm.folding import as_loaded
 from dippm.graph import ModelGraph
 from dippm.network.bundle import Bundle, Estimates, load_bundle, read_bundle
 from dippm.network.calibration import known_bounds, score, unknown_bounds
@@ -48,7 +48,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of ONNX Runtime beside its graph, batch norms folded, and what two bundles estimate of it."""
+    """One row of ONNX Runtime beside its graph, as it is loaded, and what two bundles estimate of it."""
 
     row: Row
     graph: ModelGraph
@@ -79,8 +79,7 @@ class Measured:
 
     def option(self, name: str) -> str:
         """An option of the provider or the session. KeyError if it has none of that name."""
-        found: dict[str, str] = {**json.loads(self.row["provider_options"]), **json.loads(self.row["session_options"])}
-        return found[name]
+        return _option(self.row, name)
 
     @cached_property
     def more(self) -> dict[str, Any]:
@@ -92,6 +91,11 @@ class Measured:
     def device_ms(self) -> float:
         """Time of its kernels as a graph of PyTorch, by the held-back network, ms."""
         return device_ms(self.unseen.kernel_us, self.unseen.kernels, self.unseen.gap_us)
+
+
+def _option(row: Row, name: str) -> str:
+    found: dict[str, str] = {**json.loads(row["provider_options"]), **json.loads(row["session_options"])}
+    return found[name]
 
 
 def read_rows(folder: Path, work: Path, bundle: Bundle | None = None) -> Iterator[Measured]:
@@ -110,12 +114,12 @@ def read_rows(folder: Path, work: Path, bundle: Bundle | None = None) -> Iterato
             continue
         graph = data.stored_graph(name)
         graph = at_batch(graph, row["batch"]) if graph.batch != row["batch"] else graph
-        graph, _ = fold_batch_norms(graph.cast(precision.float_dtype))
+        graph = replace(graph.cast(precision.float_dtype), open_batch=_option(row, "batch_axis") == "dynamic")
+        graph, _ = as_loaded(graph)
         case = Case(row["batch"], precision, Mode.INFERENCE, Runtime.GRAPH, Allocator.DEFAULT, device=bundle.device)
         if fold not in bundles:
             bundles[fold] = read_bundle(_bundle(work, fold))
-        measured = Measured(row, graph, bundles[fold].estimate(graph, case), bundle.estimate(graph, case))
-        yield replace(measured, graph=replace(graph, open_batch=measured.option("batch_axis") == "dynamic"))
+        yield Measured(row, graph, bundles[fold].estimate(graph, case), bundle.estimate(graph, case))
 
 
 def _bundle(work: Path, fold: int) -> Path:

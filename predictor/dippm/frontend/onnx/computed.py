@@ -22,7 +22,7 @@ from dippm.frontend.onnx.steps import is_setting
 _MAKE_ALONE = frozenset({"ConstantOfShape", "Range"})
 """Operators all of whose operands only set them up."""
 
-_SCOPED = re.compile(r"(/.*/Constant(?:_\d+)?)_output_0")
+_SCOPED = re.compile(r"(/(?:.*/)?Constant(?:_\d+)?)_output_0")
 
 _SHORTEST = 3
 """Fewest entries that tell a count from two numbers that happen to follow each other."""
