@@ -7,8 +7,8 @@ mathematical form for everything else. The first two keep next to nothing, the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dippm.case import Runtime
 from dippm.graph import ModelGraph, Operator, TensorSpec, ValueKind
@@ -18,6 +18,8 @@ KIND = "scaled_dot_product_attention"
 MASKING = frozenset({"where", "masked_fill", "add"})
 """How a bias and a mask are made one; the result lies in memory as its operands do."""
 HALF = ("float16", "bfloat16")
+_OF_SHAPES = ("full", "arange")
+"""Kinds that look at the shape of what they read alone (`ones_like`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,103 @@ def attention_call(
     mask_id = operator.inputs[3] if len(operator.inputs) > 3 else None
     mask = None if mask_id is None else graph.values[mask_id].spec
     half = query.dtype in HALF
-    if runtime is Runtime.EAGER and mask is not None and mask.dtype == "bool":
+    if runtime is Runtime.EAGER and mask_id is not None and _hides_nothing(graph, mask_id):
         # Transformers leaves a mask that hides nothing away when it runs eagerly; an exported graph keeps it.
         mask = mask_id = None
-        if _is_repeated(graph, operator.inputs[1]) and not half:
+        if _repeated(graph, operator.inputs[1]) is not None and not half:
             # ... and gives grouped heads as they are, which only the mathematical form takes in float32.
             return AttentionCall(query, key, value, None, mathematical=True, grouped=True)
+    if runtime is Runtime.EAGER and mask_id is not None and (joined := _joined_bias(graph, mask_id)) is not None:
+        mask_id = joined.inputs[1]
+        mask = graph.values[mask_id].spec
     plain = len(query.shape) == 4 and query.shape[1] == key.shape[1]
     fused = plain and ((half or query.shape[-1] % 4 == 0) if mask_id is None else _is_dense(graph, mask_id, strides))
     return AttentionCall(query, key, value, mask, mathematical=not fused, grouped=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What an exported graph computes for its masks, and eager Python does not."""
+
+    values: frozenset[int] = frozenset()
+    """Never made."""
+    stands_for: Mapping[int, int] = field(default_factory=dict)
+    """Of a bias that the graph joins with a mask, and of heads that it repeats: what is handed over instead."""
+
+
+def masks_left_out(graph: ModelGraph, runtime: Runtime) -> LeftOut:
+    """Masks that hide nothing: transformers makes none where it runs eagerly (`attention_call`), nor what they are made
+    of. A bias (T5's) then comes to the kernel as it is, and so do grouped heads.
+    """
+    if runtime is not Runtime.EAGER:
+        return LeftOut()
+    unread: set[tuple[int, int]] = set()
+    """(operator, value) of the reads that do not happen."""
+    stands_for: dict[int, int] = {}
+    readers: dict[int, list[int]] = {}
+    for index, operator in enumerate(graph.operators):
+        for value in operator.inputs:
+            readers.setdefault(value, []).append(index)
+    gone: set[int] = set()
+    for index in range(len(graph.operators) - 1, -1, -1):
+        operator = graph.operators[index]
+        if operator.kind == KIND and len(operator.inputs) > 3:
+            mask = operator.inputs[3]
+            joined = _joined_bias(graph, mask)
+            handed: list[tuple[int, int | None]] = []
+            if _hides_nothing(graph, mask):
+                unread.add((index, mask))
+                handed = [(value, _repeated(graph, value)) for value in operator.inputs[1:3]]
+            elif joined is not None:
+                handed = [(mask, joined.inputs[1])]
+            for value, instead in handed:
+                producer = graph.values[value].producer
+                only_here = all(graph.operators[r].kind == KIND for r in readers[value])
+                if instead is not None and producer is not None and only_here:
+                    stands_for[value] = instead
+                    unread.update((producer, i) for i in graph.operators[producer].inputs if i != instead)
+        elif operator.outputs and all(
+            value in readers and value not in graph.outputs and all((r, value) in unread for r in readers[value])
+            for value in operator.outputs
+        ):
+            gone.update(operator.outputs)
+            unread.update((index, value) for value in operator.inputs)
+    return LeftOut(frozenset(gone), stands_for)
+
+
+def _joined_bias(graph: ModelGraph, mask: int) -> Operator | None:
+    """The operator that made a mask where that is `where(shown, bias, number)`, made dense or not."""
+    operator = None
+    for _ in range(2):
+        if (producer := graph.values[mask].producer) is None:
+            return None
+        operator = graph.operators[producer]
+        if operator.kind != "copy":
+            break
+        mask = operator.inputs[0]
+    if operator is None or operator.kind != "where" or len(operator.inputs) < 2:
+        return None
+    shown, bias, *others = operator.inputs
+    numbers = all(graph.values[i].spec.numel == 1 for i in others)
+    alike = graph.values[bias].spec.dtype == graph.values[mask].spec.dtype
+    return operator if numbers and alike and _hides_nothing(graph, shown) else None
+
+
+def _hides_nothing(graph: ModelGraph, mask: int) -> bool:
+    """Whether a mask is boolean and no input of the graph has a say in it: then no sample is shorter than the batch."""
+    if graph.values[mask].spec.dtype != "bool":
+        return False
+    seen, ahead = {mask}, [mask]
+    while ahead:
+        value = graph.values[ahead.pop()]
+        if value.kind is ValueKind.INPUT:
+            return False
+        if value.producer is None or graph.operators[value.producer].kind in _OF_SHAPES:
+            continue
+        new = [i for i in graph.operators[value.producer].inputs if i not in seen]
+        seen.update(new)
+        ahead += new
+    return True
 
 
 def copied_outputs(graph: ModelGraph, runtime: Runtime) -> frozenset[int]:
@@ -107,16 +197,16 @@ def _used(spec: TensorSpec, strides: Strides) -> list[int]:
     return [s if n > 1 else 1 for n, s in zip(spec.shape, strides, strict=True)]
 
 
-def _is_repeated(graph: ModelGraph, value: int) -> bool:
-    """Whether a key was made of fewer heads, by `expand` and `reshape`."""
+def _repeated(graph: ModelGraph, value: int) -> int | None:
+    """What a key or value was repeated from to have as many heads as the query, by `expand` and `reshape`."""
     for _ in range(3):
         entry = graph.values[value]
         if entry.kind is not ValueKind.RESULT or entry.producer is None:
-            return False
+            return None
         producer = graph.operators[entry.producer]
-        if producer.kind == "expand":
-            return True
-        if producer.kind not in ("reshape", "copy", "repeat"):
-            return False
         value = producer.inputs[0]
-    return False
+        if producer.kind == "expand":
+            return value
+        if producer.kind not in ("reshape", "copy", "repeat"):
+            return None
+    return None

@@ -10,9 +10,11 @@ and outlive the pass; its outputs live until the pass is over.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from dippm.attention import copied_outputs
+from dippm.attention import copied_outputs, masks_left_out
 from dippm.case import Mode, Runtime
 from dippm.graph import ModelGraph, ValueKind
 from dippm.replay.eager import held_by_python
@@ -40,14 +42,16 @@ class Lifetimes:
     """Per operator: bytes beside its outputs that it leaves behind for the backward pass, freed as late."""
 
 
-def storages(graph: ModelGraph, copied: frozenset[int] = frozenset()) -> tuple[int, ...]:
+def storages(
+    graph: ModelGraph, copied: frozenset[int] = frozenset(), stands_for: Mapping[int, int] = MappingProxyType({})
+) -> tuple[int, ...]:
     """Per value the id of the value that owns its storage, dropout in evaluation seen as the alias that it is.
 
-    What is `copied` is no view, whatever the graph says (`dippm.attention.copied_outputs`).
+    What is `copied` is no view and what `stands_for` another is that, whatever the graph says (`dippm.attention`).
     """
     owner: list[int] = []
     for index, value in enumerate(graph.values):
-        source = value.alias_of
+        source = stands_for.get(index, value.alias_of)
         if source is None and value.producer is not None:
             operator = graph.operators[value.producer]
             if operator.kind in _RETURNS_ITS_INPUT and operator.inputs:
@@ -79,13 +83,14 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
     a GPU's fuser makes one kernel of, from the third pass on, is not taken into account.) `onnxruntime` is not
     replayed from lifetimes: `dippm.replay.onnxruntime`.
     """
-    owner = storages(graph, copied_outputs(graph, runtime))
+    left_out = masks_left_out(graph, runtime)
+    owner = storages(graph, copied_outputs(graph, runtime), left_out.stands_for)
     born: dict[int, int] = {}
     until: dict[int, int] = {}
     for index, operator in enumerate(graph.operators):
         for value in operator.outputs:
             storage = owner[value]
-            if graph.values[storage].kind is ValueKind.RESULT:
+            if graph.values[storage].kind is ValueKind.RESULT and value not in left_out.values:
                 born.setdefault(storage, index)
                 until[storage] = index
         for value in operator.inputs:

@@ -118,7 +118,8 @@ def _mathematical(call: AttentionCall, operator: Operator, strides: Sequence[Str
     rows = (*call.query.shape[:-1], call.key.shape[-2])
     copied = (
         call.query.dtype in HALF
-        or matmul_copies(Operand(rows, contiguous(rows)), Operand(call.value.shape, strides[value])).second
+        or call.grouped
+        or matmul_copies(Operand(rows, contiguous(rows)), Operand(call.value.shape, strides[value])).second > 0
     )
     elements = call.query.numel + call.key.numel + call.scores + (call.value.numel if copied else 0)
     gone = {query, key, *operator.outputs, *operator.inputs[3:]} | ({value} if copied else set())
