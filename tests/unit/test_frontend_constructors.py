@@ -142,6 +142,10 @@ def test_weights_and_a_constructor(tmp_path: Path) -> None:
     assert static_features(small).macs * 12 == pytest.approx(static_features(graphs[0]).macs, rel=0.05)
     with pytest.raises(InputShapeError, match="one image of three dimensions"):
         load_graph(open_artifact(file, constructor="timm:resnet18"), batch=2, inputs=(InputSpec(None, (64,)),))
+    with pytest.raises(InputShapeError, match=r"has no input 'pixels': it has x$"):
+        load_graph(
+            open_artifact(file, constructor="timm:resnet18"), batch=2, inputs=(InputSpec("pixels", (3, 64, 64)),)
+        )
 
 
 @needs_timm
