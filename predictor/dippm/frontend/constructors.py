@@ -88,8 +88,9 @@ def _named(constructor: str, shown: str) -> tuple[Library, str]:
     try:
         library = _LIBRARIES[prefix]()
     except ModuleNotFoundError as error:
+        missing = (error.name or prefix).partition(".")[0]
         raise ModelFormatError(
-            f"{shown} is weights of {constructor}, which needs {error.name}: {EXTRA}, torchvision from the index that "
+            f"{shown} is weights of {constructor}, which needs {missing}: {EXTRA}, torchvision from the index that "
             "torch came from"
         ) from None
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was made for another torch
