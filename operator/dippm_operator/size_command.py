@@ -85,6 +85,8 @@ class SizeCommand:
         documents = flatten(read_documents(arguments.filename))
         predicted = asyncio.run(_predict_all(documents, self._predictor, arguments.device))
         sized, warnings = size_documents(documents, predicted)
+        if not predicted:
+            warnings.append("there is no InferenceJob in the input: nothing was sized")
         if not arguments.quiet:
             for one in predicted.values():
                 print(table(one.job.metadata.name, one.prediction, one.decision), file=sys.stderr)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,26 @@ def test_a_folder_of_timm(tmp_path: Path) -> None:
     assert load_graph(open_artifact(tmp_path), batch=4) == graph
 
 
+def test_what_is_hidden_from_transformers_is_there_for_timm(tmp_path: Path) -> None:
+    """The process that readers are forked from hides torchvision and PIL, once it is idle, from transformers."""
+    for name, code in (
+        ("timm", "import torchvision, PIL\ndef list_models(): return ['net']"),
+        ("torchvision", ""),
+        ("PIL", ""),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+    code = (
+        "from dippm.frontend import constructors, pool\n"
+        "pool.not_for_parsing(hidden=True)\n"
+        "try:\n    import PIL\nexcept ImportError:\n    print('hidden')\n"
+        "print(constructors._named('timm:net', 'w.safetensors')[1])\n"
+    )
+    path = {"PYTHONPATH": ":".join(p for p in (str(tmp_path), *sys.path) if p), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path, check=True)
+    assert done.stdout.split() == ["hidden", "net"]
+
+
 @needs_timm
 def test_weights_and_a_constructor(tmp_path: Path) -> None:
     file = weights(tmp_path / "weights.safetensors", shapes_of("resnet18", num_classes=7))
@@ -142,6 +164,10 @@ def test_weights_and_a_constructor(tmp_path: Path) -> None:
     assert static_features(small).macs * 12 == pytest.approx(static_features(graphs[0]).macs, rel=0.05)
     with pytest.raises(InputShapeError, match="one image of three dimensions"):
         load_graph(open_artifact(file, constructor="timm:resnet18"), batch=2, inputs=(InputSpec(None, (64,)),))
+    with pytest.raises(InputShapeError, match=r"has no input 'pixels': it has x$"):
+        load_graph(
+            open_artifact(file, constructor="timm:resnet18"), batch=2, inputs=(InputSpec("pixels", (3, 64, 64)),)
+        )
 
 
 @needs_timm

@@ -193,6 +193,13 @@ def test_standard_input_and_folders_are_read(tmp_path: Path, monkeypatch: pytest
     assert [d.body["kind"] for d in read_documents([str(tmp_path), "-"])] == ["A", "B", "C", "D"]
 
 
+def test_an_input_without_an_inference_job_is_said_to_be(run: Run) -> None:
+    documents, printed = run(CONFIG)
+    assert [document["kind"] for document in documents] == ["ConfigMap"]
+    assert printed.endswith("\0warning: there is no InferenceJob in the input: nothing was sized\n")
+    assert "warning" not in run(CONFIG, JOB)[1]
+
+
 def test_a_warning_is_printed_once(run: Run) -> None:
     asks = DEPLOYMENT.replace("image:", "resources: {limits: {nvidia.com/gpu: 1}}, image:")
     _, printed = run(TARGETING, TARGETING, asks)  # `-f job.yaml -f folder` reads a manifest twice

@@ -21,6 +21,7 @@ from dippm import hf_files
 from dippm.errors import InputShapeError, ModelFormatError
 from dippm.frontend.exported_program import graph_of_module
 from dippm.frontend.inputs import MAX_DIM, InputSpec, asked_by_name
+from dippm.frontend.pool import not_for_parsing
 from dippm.graph import FLOAT_DTYPES, ModelGraph
 from dippm.importable import reinstall_torchvision
 
@@ -83,11 +84,13 @@ def _named(constructor: str, shown: str) -> tuple[Library, str]:
         raise ModelFormatError(
             f"{shown}: constructor {constructor[:80]!r} is neither timm:NAME nor torchvision:NAME, as in timm:resnet50"
         )
+    not_for_parsing(hidden=False)  # a child of the pool has them hidden
     try:
         library = _LIBRARIES[prefix]()
     except ModuleNotFoundError as error:
+        missing = (error.name or prefix).partition(".")[0]
         raise ModelFormatError(
-            f"{shown} is weights of {constructor}, which needs {error.name}: {EXTRA}, torchvision from the index that "
+            f"{shown} is weights of {constructor}, which needs {missing}: {EXTRA}, torchvision from the index that "
             "torch came from"
         ) from None
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was made for another torch

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dippm.artifact import SAVE_WEIGHTS, Artifact
-from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel, UnsupportedOperator
+from dippm.errors import DippmError, InputShapeError, ModelFormatError, UnsafeModel
 from dippm.frontend.archive import check_archive
 from dippm.frontend.converter import CONVERTERS
 from dippm.frontend.inputs import InputSpec
@@ -29,12 +29,12 @@ def open_door(
     try:
         with _quiet():
             return _through(artifact, batch, inputs, trust_pickle, shown)
-    except UnsupportedOperator as error:
+    except MemoryError:
+        raise
+    except DippmError as error:  # what is found deep inside knows the operator, and not the file
         if shown in str(error):
             raise
-        raise UnsupportedOperator(f"{shown}: {error}") from error
-    except (DippmError, MemoryError):
-        raise
+        raise type(error)(f"{shown}: {error}") from error
     except RecursionError as error:
         raise ModelFormatError(f"{shown} is nested too deeply to be read: it is damaged, or made to do harm") from error
     except Exception as error:

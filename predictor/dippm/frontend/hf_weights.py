@@ -2,8 +2,8 @@
 
 What is priced is the architecture. Weights that say otherwise are a wrong file, or a config of another model: an error.
 Files need not match it word for word: transformers renames tensors when it loads them, leaves heads out, and puts
-experts together. So one of three is enough: most tensors by name and shape, nearly all elements by shape, or the very
-same number of elements.
+experts together. So one of three is enough: most tensors by name and shape; nearly all elements by shape, and hardly
+any beside; or the very same number of elements (docs/adr/0031).
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from dippm.errors import ModelFormatError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-BY_NAME, BY_SHAPE, SAME_SIZE = 0.5, 0.9, 0.001
-"""Least share of tensors that fit by name and shape, of elements that fit by shape, and how exact the sum must be. Of
-GPT-2's elements 51 % have the shapes of OPT-125M's tensors, and none their names."""
+BY_NAME, BY_SHAPE, SAME_SIZE = 0.5, 0.98, 0.001
+"""Least share of tensors that fit by name and shape, of elements that fit by shape, and how exact the sum must be."""
 NOTED = 0.02
-"""From which difference in elements on a note says it."""
+"""From which difference in elements on a note says it, and shapes alone are not enough."""
 
 
 def notes_on_weights(
@@ -45,7 +44,8 @@ def notes_on_weights(
     size = sum(map(math.prod, built.values()))
     off = abs(weights.elements - size) / max(size, 1)
     by_name = 1 - len(lacking) / max(len(built), 1)
-    if by_name < BY_NAME and _by_shape(weights.shapes, built) < BY_SHAPE and off > SAME_SIZE:
+    by_shape = off <= NOTED and _by_shape(weights.shapes, built) >= BY_SHAPE
+    if by_name < BY_NAME and not by_shape and off > SAME_SIZE:
         name = lacking[0]
         raise ModelFormatError(
             f"{shown}: the weights beside config.json are not those of {architecture}: {len(lacking)} of its "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dippm.errors import InputShapeError
+from dippm.graph import DTYPE_BYTES
 
 MAX_DIM = 1 << 31
 """Largest dimension that is believed; larger ones are a broken or hostile file."""
@@ -35,6 +36,8 @@ def parse_input(text: str) -> InputSpec:
         raise InputShapeError(f"input {text!r} is not a shape: write it without the batch, as in 3,224,224") from None
     if any(not 0 < d <= MAX_DIM for d in shape):
         raise InputShapeError(f"input {text!r} has a dimension that is not between 1 and {MAX_DIM}")
+    if dtype and dtype not in DTYPE_BYTES:
+        raise InputShapeError(f"input {text!r} has an unknown dtype {dtype!r}: it may be {', '.join(DTYPE_BYTES)}")
     return InputSpec(name=name if equals else None, shape=shape, dtype=dtype or None)
 
 
@@ -54,6 +57,12 @@ def asked_by_name(names: list[str], inputs: tuple[InputSpec, ...] | None, shown:
             raise InputShapeError(f"input {name!r} of {shown} is described twice: say each input once")
         asked[name] = spec
     return asked
+
+
+def check_dtype(spec: InputSpec | None, own: str, name: str, shown: str) -> None:
+    """Raises InputShapeError for another dtype than the file fixes for this input."""
+    if spec is not None and spec.dtype not in (None, own):
+        raise InputShapeError(f"input {name!r} of {shown} is {own} in the file, not {spec.dtype}: leave the dtype out")
 
 
 def fixed_batch(shown: str, file_batch: int, batch: int) -> InputShapeError:

@@ -257,6 +257,15 @@ def serve(control: socket.socket) -> None:
         children.kill_all()
 
 
+def not_for_parsing(*, hidden: bool) -> None:
+    """Hide what transformers would import in vain, or let it be imported again: timm does need torchvision and PIL."""
+    for name in _NOT_FOR_PARSING:
+        if hidden:
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # the import system's own mark for "not there"
+        elif sys.modules.get(name, sys) is None:
+            del sys.modules[name]
+
+
 def _preload_more() -> None:
     """What a Hugging Face folder needs beyond the other formats: transformers, and what torch.export imports at its
     first call. The first file does not wait for it.
@@ -268,8 +277,7 @@ def _preload_more() -> None:
 
     from dippm.frontend.exported_program import graph_of_module
 
-    for name in _NOT_FOR_PARSING:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # the import system's own mark for "not there"
+    not_for_parsing(hidden=True)
     with suppress(ImportError, RuntimeError):  # it is an extra; what is wrong with it is said where it is asked for
         for part in ("initialization", "modeling_utils", "models.auto.modeling_auto"):
             import_module(f"transformers.{part}")

@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind
 
 from dippm.errors import InputShapeError, ModelFormatError
 from dippm.frontend.exported_program import Program, graph_of_program
-from dippm.frontend.inputs import InputSpec, asked_by_name, fixed_batch
+from dippm.frontend.inputs import InputSpec, asked_by_name, check_dtype, fixed_batch
 from dippm.frontend.pt2_safety import Pt2Content, read_pt2
 from dippm.graph import ModelGraph
 
@@ -138,6 +138,7 @@ def _bind(
         own = tuple(int(d) for d in recorded.shape)
         free = dynamic.get(name, (False,) * len(own))
         shape = own
+        check_dtype(asked.get(name), str(recorded.dtype).removeprefix("torch."), name, shown)
         if name in asked:
             shape = (batch, *asked[name].shape)
             if len(shape) != len(own) or any(
