@@ -23,8 +23,8 @@ from dippm.artifact import open_artifact
 from dippm.errors import InputShapeError
 from dippm.features import operator_macs
 from dippm.frontend import InputSpec, load_graph
-from dippm.frontend.onnx.respell import Place, cut_rescaled, place_after_reshape, resolved
 from dippm.frontend.onnx.stored_rows import rows_alike
+from dippm.frontend.respell import Place, cut_rescaled, place_after_reshape, resolved
 from dippm.graph import ModelGraph
 
 FILES = Path(__file__).parents[1] / "models" / "fixed_batch"
@@ -153,6 +153,21 @@ def test_a_fixed_batch_is_replaced_as_if_it_had_been_exported_so(name: str, own:
     found = read(tmp_path, export(module, (inputs(own),), dynamo=False), 6)
     assert work(found) == wanted
     assert not found.notes, "every element is in the file"
+
+
+@pytest.mark.parametrize("own", [1, 2, 3])
+@pytest.mark.parametrize("name", ["pooled", "batch_second"])
+def test_so_is_that_of_an_exported_program(name: str, own: int, tmp_path: Path) -> None:
+    """Its recorded shapes are the file's own; the others spell the batch out where nothing is looked for."""
+    build, inputs = NETWORKS[name]
+    graphs = []
+    for batch in (own, 6):
+        path = tmp_path / f"{batch}.pt2"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(torch.export.export(build().eval(), (inputs(batch),), strict=False), path)
+        graphs.append(load_graph(open_artifact(path), batch=6))
+    assert work(graphs[0]) == work(graphs[1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 
 from dippm.errors import InputShapeError, UnsupportedOperator
 from dippm.frontend.aten import NOT_RUN, base_name
+from dippm.frontend.respell import Place, place_after_reshape, scaled
 
 aten = torch.ops.aten
 Concrete = Any
@@ -34,13 +35,16 @@ def run_on_meta(
     """
     values: dict[fx.Node, Concrete] = {}
     run_node = MetaRun()
+    own = {} if rebatch[0] is None else {n: _shape(n.meta.get("val")) for n in graph.nodes}
+    outer: dict[fx.Node, int] = {}
     with torch.no_grad():
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 values[node] = inputs[node]
             elif node.op == "call_function":
                 if rebatch[0] is not None:
-                    _rebatch(node, values, rebatch[0], rebatch[1])
+                    _rebatch_states(node, values, rebatch[0], rebatch[1])
+                    outer[node] = _rebatch(node, values, own, outer, rebatch[0], rebatch[1])
                 values[node] = run_node(node, values)
                 node.args = map_aggregate(node.args, lambda a: _fold(a, values))
                 node.kwargs = map_aggregate(node.kwargs, lambda a: _fold(a, values))
@@ -54,28 +58,64 @@ def run_on_meta(
 
 
 _RESHAPES = frozenset({"view", "reshape", "_unsafe_view"})
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
-def _rebatch(node: fx.Node, values: Mapping[fx.Node, Concrete], old: int, new: int) -> None:
-    """Give a view (or expansion) that spells out the exporter's batch the new one, in its leading dimension.
+def _shape(recorded: Any) -> tuple[int, ...] | None:
+    """What the exporter recorded of a tensor's shape; None of anything else, or where it is no number."""
+    if not isinstance(recorded, torch.Tensor) or not all(isinstance(d, int) for d in recorded.shape):
+        return None
+    return tuple(recorded.shape)
 
-    A view does where the shape that the exporter recorded holds `old` for every `new` of the elements that there are
-    now; an expansion where it leads with `old`.
+
+def _rebatch(
+    node: fx.Node,
+    values: Mapping[fx.Node, Concrete],
+    own: Mapping[fx.Node, tuple[int, ...] | None],
+    outer: Mapping[fx.Node, int],
+    old: int,
+    new: int,
+) -> int:
+    """Give a view (or expansion) that spells out the exporter's batch the new one.
+
+    A view does where its source carries the batch: where the shape that was recorded (`own`) differs from the one now,
+    by the batch alone (`respell`). An expansion does where it leads with `old`. Returns the `Place.outer` of what the
+    node puts out.
     """
+    first = next((a for a in node.all_input_nodes if outer.get(a, 1) != 1), None)
+    handed_on = 1 if first is None else outer[first]
     name = base_name(str(node.target))
-    recorded = node.meta.get("val")
-    if (name not in _RESHAPES and name != "expand") or not isinstance(recorded, torch.Tensor) or not recorded.dim():
-        return
-    source = values.get(node.args[0])  # type: ignore[arg-type]
-    lead, *rest = (int(d) for d in recorded.shape)
-    if not isinstance(source, torch.Tensor) or lead % old:
-        return
+    if name not in _RESHAPES and name != "expand":
+        return handed_on
+    source, recorded, target = values.get(node.args[0]), own.get(node.args[0]), own.get(node)  # type: ignore[arg-type]
+    if not isinstance(source, torch.Tensor) or recorded is None or not target:
+        return handed_on
+    axis = None
     if name == "expand":
-        due = lead == old and source.dim() == recorded.dim() and source.shape[0] in (1, new)
+        fewer = source.dim() < len(target)
+        if target[0] == old and (fewer or source.shape[:1] in ((1,), (new,))):
+            axis = 0
     else:
-        due = recorded.numel() * new == source.numel() * old
-    if due:
-        node.args = (node.args[0], [lead // old * new, *rest], *node.args[2:])
+        grown = [a for a, (was, now) in enumerate(zip(recorded, source.shape, strict=False)) if was != now]
+        if len(grown) == 1 and source.shape[grown[0]] * old == recorded[grown[0]] * new:
+            place = place_after_reshape(recorded, Place(grown[0], handed_on), target, old, None)
+            axis, handed_on = (None, 1) if place is None else (place.axis, place.outer)
+    if axis is not None:
+        node.args = (node.args[0], list(scaled(target, axis, old, new)), *node.args[2:])
+    return handed_on
+
+
+def _rebatch_states(node: fx.Node, values: dict[fx.Node, Concrete], old: int, new: int) -> None:
+    """Give the zeros that a recurrent layer begins with, (layers, batch, width), the new batch: they read no input."""
+    if base_name(str(node.target)) not in _RECURRENT:
+        return
+    for state in node.all_input_nodes:
+        sizes = state.args[0] if state.args else None
+        if base_name(str(state.target)) in ("zeros", "full") and isinstance(sizes, (list, tuple)):
+            value = values[state]
+            if len(sizes) == 3 and sizes[1] == old and value.shape[1] == old:
+                state.args = ([sizes[0], new, sizes[2]], *state.args[1:])
+                values[state] = state.meta["val"] = value.new_empty((value.shape[0], new, value.shape[2]))
 
 
 def _fold(argument: Any, values: Mapping[fx.Node, Concrete]) -> Any:

@@ -13,9 +13,9 @@ import numpy as np
 
 from dippm.frontend.onnx.batched_values import BatchedValues, FixedBatch, integer
 from dippm.frontend.onnx.node import OnnxNode
-from dippm.frontend.onnx.respell import Place, place_after_reshape
 from dippm.frontend.onnx.stored_rows import rows_alike
 from dippm.frontend.onnx.types import Elements
+from dippm.frontend.respell import Place, place_after_reshape
 from dippm.graph import TensorSpec
 
 _ELEMENTWISE = frozenset({

@@ -9,7 +9,7 @@ import onnx
 from dippm.errors import InputShapeError
 from dippm.frontend.onnx.fold import Folder, StaticGraph
 from dippm.frontend.onnx.node import OnnxNode
-from dippm.frontend.onnx.respell import Place, Shape, scaled
+from dippm.frontend.respell import Place, Shape, scaled
 
 
 class FixedBatch(InputShapeError):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dippm.frontend.onnx.batched_values import BatchedValues, FixedBatch, integer
 from dippm.frontend.onnx.node import OnnxNode
-from dippm.frontend.onnx.respell import cut_rescaled, place_after_reshape, resolved, scaled
+from dippm.frontend.respell import cut_rescaled, place_after_reshape, resolved, scaled
 
 
 class SpelledOut:
