@@ -137,9 +137,12 @@ def open_artifact(
 def path_of_uri(uri: str) -> Path:
     """The path in a `file:` URI: `file:///a/b`, `file://localhost/a/b`, `file:/a/b`, `file:a/b`.
 
-    Raises ArtifactUnreachable where it names another host.
+    Raises ArtifactUnreachable where it names another host, or what can be none.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise ArtifactUnreachable(f"{uri}: {error}; write file:///PATH for an absolute path") from error
     if parts.netloc not in ("", "localhost"):
         path = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ArtifactUnreachable(

@@ -7,6 +7,7 @@ mathematical form for everything else. The first two keep next to nothing, the l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,10 @@ MASKING = frozenset({"where", "masked_fill", "add"})
 HALF = ("float16", "bfloat16")
 _OF_SHAPES = ("full", "arange")
 """Kinds that look at the shape of what they read alone (`ones_like`)."""
+_MAKES_MASKS = re.compile(r"modeling_\w+\.py:\d+: .*(\bcreate_\w*mask|\b_create_attention_mask|\bmask_function)\w*\(")
+"""Lines of transformers' models that ask `masking_utils` for a mask."""
+_ORDERS = ("aten.gt.", "aten.ge.", "aten.lt.", "aten.le.")
+_EAGER = (Runtime.EAGER, Runtime.AUTO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +56,12 @@ def attention_call(
     mask_id = operator.inputs[3] if len(operator.inputs) > 3 else None
     mask = None if mask_id is None else graph.values[mask_id].spec
     half = query.dtype in HALF
-    if runtime is Runtime.EAGER and mask_id is not None and _hides_nothing(graph, mask_id):
-        # Transformers leaves a mask that hides nothing away when it runs eagerly; an exported graph keeps it.
+    if runtime in _EAGER and mask_id is not None and _is_not_made(graph, mask_id):
         mask = mask_id = None
         if _repeated(graph, operator.inputs[1]) is not None and not half:
-            # ... and gives grouped heads as they are, which only the mathematical form takes in float32.
+            # Grouped heads come as they are then, which only the mathematical form takes in float32.
             return AttentionCall(query, key, value, None, mathematical=True, grouped=True)
-    if runtime is Runtime.EAGER and mask_id is not None and (joined := _joined_bias(graph, mask_id)) is not None:
+    if runtime in _EAGER and mask_id is not None and (joined := _joined_bias(graph, mask_id)) is not None:
         mask_id = joined.inputs[1]
         mask = graph.values[mask_id].spec
     plain = len(query.shape) == 4 and query.shape[1] == key.shape[1]
@@ -76,14 +80,15 @@ class LeftOut:
 
 
 def masks_left_out(graph: ModelGraph, runtime: Runtime) -> LeftOut:
-    """Masks that hide nothing: transformers makes none where it runs eagerly (`attention_call`), nor what they are made
-    of. A bias (T5's) then comes to the kernel as it is, and so do grouped heads.
+    """Masks that transformers does not make where it runs eagerly, and what they are made of. A bias (T5's) then comes
+    to the kernel as it is, and so do grouped heads.
     """
-    if runtime is not Runtime.EAGER:
+    if runtime not in _EAGER:
         return LeftOut()
     unread: set[tuple[int, int]] = set()
     """(operator, value) of the reads that do not happen."""
     stands_for: dict[int, int] = {}
+    handed_over: set[int] = set()
     readers: dict[int, list[int]] = {}
     for index, operator in enumerate(graph.operators):
         for value in operator.inputs:
@@ -95,7 +100,7 @@ def masks_left_out(graph: ModelGraph, runtime: Runtime) -> LeftOut:
             mask = operator.inputs[3]
             joined = _joined_bias(graph, mask)
             handed: list[tuple[int, int | None]] = []
-            if _hides_nothing(graph, mask):
+            if _is_not_made(graph, mask):
                 unread.add((index, mask))
                 handed = [(value, _repeated(graph, value)) for value in operator.inputs[1:3]]
             elif joined is not None:
@@ -105,9 +110,13 @@ def masks_left_out(graph: ModelGraph, runtime: Runtime) -> LeftOut:
                 only_here = all(graph.operators[r].kind == KIND for r in readers[value])
                 if instead is not None and producer is not None and only_here:
                     stands_for[value] = instead
+                    handed_over.add(instead)
                     unread.update((producer, i) for i in graph.operators[producer].inputs if i != instead)
         elif operator.outputs and all(
-            value in readers and value not in graph.outputs and all((r, value) in unread for r in readers[value])
+            value in readers
+            and value not in handed_over
+            and value not in graph.outputs
+            and all((r, value) in unread for r in readers[value])
             for value in operator.outputs
         ):
             gone.update(operator.outputs)
@@ -130,24 +139,56 @@ def _joined_bias(graph: ModelGraph, mask: int) -> Operator | None:
     shown, bias, *others = operator.inputs
     numbers = all(graph.values[i].spec.numel == 1 for i in others)
     alike = graph.values[bias].spec.dtype == graph.values[mask].spec.dtype
-    return operator if numbers and alike and _hides_nothing(graph, shown) else None
+    return operator if numbers and alike and _is_not_made(graph, shown) else None
 
 
-def _hides_nothing(graph: ModelGraph, mask: int) -> bool:
-    """Whether a mask is boolean and no input of the graph has a say in it: then no sample is shorter than the batch."""
-    if graph.values[mask].spec.dtype != "bool":
+def _is_not_made(graph: ModelGraph, mask: int) -> bool:
+    """Whether a mask is one that transformers makes when a model is exported, and not when it runs.
+
+    `_ignore_causal_mask_sdpa` and `_ignore_bidirectional_mask_sdpa` (`transformers/masking_utils.py`) leave it out
+    where no token is padding and no window is shorter than the tokens. So: it is boolean, no input of the graph has a
+    say in it, the lines that it comes from (where the file tells them) call transformers' own functions, and what it
+    orders positions by is no offset of fewer tokens, nor a chunk.
+    """
+    spec = graph.values[mask].spec
+    if spec.dtype != "bool":
         return False
-    seen, ahead = {mask}, [mask]
+    seen, ahead, makers = {mask}, [mask], list[Operator]()
     while ahead:
         value = graph.values[ahead.pop()]
         if value.kind is ValueKind.INPUT:
             return False
-        if value.producer is None or graph.operators[value.producer].kind in _OF_SHAPES:
+        if value.producer is None:
             continue
-        new = [i for i in graph.operators[value.producer].inputs if i not in seen]
-        seen.update(new)
-        ahead += new
-    return True
+        makers.append(graph.operators[value.producer])
+        if makers[-1].kind not in _OF_SHAPES:
+            new = [i for i in makers[-1].inputs if i not in seen]
+            seen.update(new)
+            ahead += new
+    sources = [maker.source for maker in makers if maker.source]
+    if sources and not any(map(_MAKES_MASKS.search, sources)):
+        return False
+    return all(
+        maker.kind != "floor_divide" and all(offset >= spec.shape[-1] for offset in _offsets(graph, maker))
+        for maker in makers
+    )
+
+
+def _offsets(graph: ModelGraph, operator: Operator) -> list[int]:
+    """The numbers that a comparison of positions by their order adds to one side, or compares their distance with."""
+    if operator.kind != "compare" or not operator.target.startswith(_ORDERS):
+        return []
+    found = [operator]
+    for value in operator.inputs:
+        while (producer := graph.values[value].producer) is not None:
+            if graph.operators[producer].kind in ("add", "subtract"):
+                found.append(graph.operators[producer])
+                break
+            if graph.operators[producer].kind not in ("unsqueeze", "expand", "reshape", "transpose", "cast"):
+                break
+            value = graph.operators[producer].inputs[0]
+    others = [one.attributes.get("other") for one in found]
+    return [abs(other) for other in others if isinstance(other, int) and other]
 
 
 def copied_outputs(graph: ModelGraph, runtime: Runtime) -> frozenset[int]:

@@ -153,6 +153,8 @@ def test_a_file_uri_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert open_artifact(uri).path.samefile(tmp_path / "a b.onnx")
     with pytest.raises(ArtifactUnreachable, match=r"a file URI names no host; write file:///models/m.onnx"):
         open_artifact("file://models/m.onnx")
+    with pytest.raises(ArtifactUnreachable, match="write file:///PATH"):
+        open_artifact("file://[x")
 
 
 def test_a_uri_is_named_as_one() -> None:

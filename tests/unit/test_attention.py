@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,20 +19,28 @@ from dippm.strides import strides_of
 TOKENS, HEADS, WIDTH = 16, 4, 8
 
 
+def create_causal_mask(x: Tensor, window: int = 0) -> Tensor:
+    """Named as transformers names its own: an exported program has the line that calls it."""
+    rows, columns = torch.arange(TOKENS)[None, None, :, None], torch.arange(TOKENS)[None, None, None, :]
+    shown = rows >= columns
+    return (shown & (columns > rows - window) if window else shown).expand(x.shape[0], 1, TOKENS, TOKENS)
+
+
 class Block(nn.Module):
     """Causal attention of which a mask is spelled out, with a bias or with grouped heads where asked for."""
 
-    def __init__(self, *, biased: bool = False, groups: int = 1) -> None:
+    def __init__(self, *, biased: bool = False, groups: int = 1, window: int = 0) -> None:
         super().__init__()
         self.project = nn.Linear(WIDTH, WIDTH)
         self.groups = groups
+        self.window = window
         self.bias = nn.Parameter(torch.zeros(1, HEADS, TOKENS, TOKENS)) if biased else None
 
-    def shown(self, x: Tensor) -> Tensor:
-        return torch.arange(TOKENS)[None, None, :, None] >= torch.arange(TOKENS)[None, None, None, :]
-
     def forward(self, x: Tensor) -> Tensor:
-        shown = self.shown(x).expand(x.shape[0], 1, TOKENS, TOKENS)
+        shown = create_causal_mask(x, self.window)
+        return self.attend(x, shown)
+
+    def attend(self, x: Tensor, shown: Tensor) -> Tensor:
         query = self.project(x)
         key = query[:, :: self.groups]
         if self.groups > 1:
@@ -42,12 +53,24 @@ class Block(nn.Module):
 class Padded(Block):
     """Where the input says which positions count."""
 
-    def shown(self, x: Tensor) -> Tensor:
-        return (x[:, :1, :, 0] > 0)[:, :, None, :]
+    def forward(self, x: Tensor) -> Tensor:
+        shown = create_causal_mask(x) & (x[:, :1, :, 0] > 0)[:, :, None, :]
+        return self.attend(x, shown)
+
+
+class Own(Block):
+    """A module that makes its mask itself, whenever it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shown = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()[None, None].expand(x.shape[0], 1, TOKENS, TOKENS)
+        return self.attend(x, shown)
 
 
 def graph_of(module: nn.Module, batch: int = 3) -> ModelGraph:
-    return graph_from_module(module, (torch.randn(batch, HEADS, TOKENS, WIDTH),), batch=batch)
+    """The module's graph, its lines in a file that is named as those of transformers are."""
+    graph = graph_from_module(module, (torch.randn(batch, HEADS, TOKENS, WIDTH),), batch=batch)
+    renamed = (replace(o, source=o.source.replace("test_attention.py", "modeling_block.py")) for o in graph.operators)
+    return replace(graph, operators=tuple(renamed))
 
 
 def allocated(graph: ModelGraph, runtime: Runtime) -> set[str]:
@@ -56,24 +79,41 @@ def allocated(graph: ModelGraph, runtime: Runtime) -> set[str]:
     return {o.kind for o, storages in zip(graph.operators, lives.allocated, strict=True) if storages}
 
 
-def test_a_mask_that_hides_nothing_is_not_made_in_eager_python() -> None:
+def test_a_mask_of_transformers_is_not_made_in_eager_python() -> None:
     graph = graph_of(Block())
     assert {"compare", "linear", "scaled_dot_product_attention"} <= allocated(graph, Runtime.GRAPH)
-    assert allocated(graph, Runtime.EAGER) == {"linear", "scaled_dot_product_attention"}
+    for runtime in (Runtime.EAGER, Runtime.AUTO):
+        assert allocated(graph, runtime) == {"linear", "scaled_dot_product_attention"}
     assert not masks_left_out(graph, Runtime.GRAPH).values
 
 
-def test_a_mask_that_an_input_has_a_say_in_is_made() -> None:
-    graph = graph_of(Padded())
-    assert masks_left_out(graph, Runtime.EAGER).values == frozenset()
-    assert "compare" in allocated(graph, Runtime.EAGER)
+def test_a_window_that_is_shorter_than_the_tokens_hides_some() -> None:
+    assert allocated(graph_of(Block(window=TOKENS)), Runtime.EAGER) == {"linear", "scaled_dot_product_attention"}
+    narrow = graph_of(Block(window=TOKENS // 2))
+    assert {"compare", "bitwise"} <= allocated(narrow, Runtime.EAGER)
+    at = next(o for o in narrow.operators if o.kind == "scaled_dot_product_attention")
+    call = attention_call(narrow, at, strides_of(narrow), Runtime.EAGER)
+    assert call.mask == narrow.values[at.inputs[3]].spec
+
+
+@pytest.mark.parametrize("module", [Padded(), Own()])
+def test_a_mask_that_is_made_whenever_the_model_runs_is_made(module: nn.Module) -> None:
+    graph = graph_of(module)
+    assert masks_left_out(graph, Runtime.EAGER) == masks_left_out(graph, Runtime.GRAPH)
+    assert allocated(graph, Runtime.EAGER) == allocated(graph, Runtime.GRAPH)
+
+
+def test_a_file_without_lines_is_taken_to_be_of_transformers() -> None:
+    graph = graph_of(Block())
+    bare = replace(graph, operators=tuple(replace(o, source="") for o in graph.operators))
+    assert masks_left_out(bare, Runtime.EAGER) == masks_left_out(graph, Runtime.EAGER)
 
 
 def test_a_bias_is_handed_over_as_it_is() -> None:
     graph = graph_of(Block(biased=True))
     assert "where" in allocated(graph, Runtime.GRAPH)
     assert allocated(graph, Runtime.EAGER) == {"linear", "scaled_dot_product_attention"}
-    assert "where" in allocated(graph_of(type("Both", (Padded,), {})(biased=True)), Runtime.EAGER)
+    assert "where" in allocated(graph_of(Padded(biased=True)), Runtime.EAGER)
 
 
 def test_grouped_heads_are_not_repeated() -> None:
@@ -83,7 +123,7 @@ def test_grouped_heads_are_not_repeated() -> None:
     key = graph.operators[at].inputs[1]
     assert graph.values[left_out.stands_for[key]].spec.numel * 2 == graph.values[key].spec.numel
     assert "reshape" in allocated(graph, Runtime.GRAPH)
-    assert "reshape" not in allocated(graph, Runtime.EAGER)
+    assert allocated(graph, Runtime.EAGER) == {"linear", "scaled_dot_product_attention"}
     call = attention_call(graph, graph.operators[at], strides_of(graph), Runtime.EAGER)
     assert (call.mathematical, call.grouped, call.mask) == (True, True, None)
     assert call.scores == 3 * HEADS * TOKENS * TOKENS

@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 import pytest
 
 from dippm.case import Mode, Precision, Runtime
+from dippm.errors import DippmError
 from dippm.zoo import supplements
 from dippm.zoo.case import InputShape, Network, ZooCase
 from dippm.zoo.catalogue import declared
@@ -67,6 +68,8 @@ def test_thin_doublings_are_filled_by_what_the_networks_needed_before(plans: dic
     assert case.planned_mib == pytest.approx(footprint - activations / 2, rel=0.01)
     fewer = declare_even(declared(), plans, seed=1, each=40, measured=measured, known=[c.id for c in cases])
     assert not {c.id for c in fewer} & {c.id for c in cases}
+    with pytest.raises(DippmError, match="--known"):
+        declare_even(declared(), plans, seed=1, each=40, measured=[])
 
 
 def test_torchscript_is_asked_of_what_can_be_traced(plans: dict[str, Plan]) -> None:

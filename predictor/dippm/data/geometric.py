@@ -129,7 +129,7 @@ class MeasuredModels(Dataset):  # type: ignore[misc]
         return seen, held_back
 
     def evenly_spread(self, each: int = 1_000) -> MeasuredModels:
-        """The cases of this part, at most `each` of every doubling of the footprint between 750 MiB and 120 GiB."""
+        """The cases of this part, at most `each` of every doubling of the footprint between 750 and 120,000 MiB."""
         rows = {row.id: index for index in self.indices() if (row := self.cases[index]).footprint_mib is not None}
         found = evenly_spread(((name, self.cases[i].footprint_mib or 0.0) for name, i in rows.items()), each)
         return self._part([place for place, index in enumerate(self.indices()) if self.cases[index].id in found])

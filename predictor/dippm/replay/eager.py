@@ -12,7 +12,7 @@ what `dippm.replay.without_lines` knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dippm.graph import ModelGraph
@@ -201,6 +201,7 @@ class _Holds:
         }
         if statement.methods <= children:
             return
+        own = frozenset(direct)
         inside = len(direct) - statement.operations
         last = direct[inside] - 1 if inside < len(direct) else end
         for index in direct[:inside]:
@@ -208,15 +209,15 @@ class _Holds:
                 reader = self.used[storage]
                 if (
                     self.born[storage] < direct[0]
-                    or reader not in direct
+                    or reader not in own
                     or not self.same_shape(storage, reader)
-                    or self.reads_of_children(reader, begin, direct) > 1
+                    or self.reads_of_children(reader, begin, own) > 1
                 ):
                     self.hold((storage,), last)
 
-    def reads_of_children(self, reader: int, begin: int, direct: Sequence[int]) -> int:
-        """How many storages an operator reads that were put out since `begin`, and by none of the `direct` ones."""
-        return sum(self.born[s] >= begin and self.born[s] not in direct for s in set(self.reads[reader]))
+    def reads_of_children(self, reader: int, begin: int, own: frozenset[int]) -> int:
+        """How many storages an operator reads that were put out since `begin`, and by none of its `own` operators."""
+        return sum(self.born[s] >= begin and self.born[s] not in own for s in set(self.reads[reader]))
 
     def same_shape(self, storage: int, reader: int) -> bool:
         """Whether the operator `reader` puts out a new tensor of the shape of `storage`."""

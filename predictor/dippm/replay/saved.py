@@ -32,6 +32,9 @@ _EACH_OTHER = frozenset({"multiply", "matmul", "batch_matmul", "einsum", "linear
 """Products: a factor is saved if another one requires a gradient; a factor that is a number saves nothing."""
 _HALVES = "aten.glu."
 """A product too, but of the halves of its only operand."""
+_CHOOSING = frozenset({"max", "min", "topk", "sort"})
+"""With a dimension they put out values and the indices of these, and save the indices."""
+_SUM_OF_EXPONENTIALS = "aten.logsumexp."
 _CONDITIONS = frozenset({"where", "masked_fill"})
 """Save the boolean tensor alone."""
 _INDICES = frozenset({"embedding", "index", "gather", "scatter"})
@@ -168,9 +171,18 @@ def require_gradients(graph: ModelGraph) -> list[bool]:
 
 def _saved(graph: ModelGraph, operator: Operator, needs: list[bool]) -> Iterator[int]:
     kind = operator.kind
-    if (kind in _NOTHING and not _reads_its_input(operator)) or _clones(graph, operator):
+    if (kind in _NOTHING and not _is_exception(operator)) or _clones(graph, operator):
         return
-    if kind in _CONDITIONS or kind in _INDICES:
+    if kind in _CHOOSING and len(operator.outputs) > 1:
+        yield operator.outputs[1]
+    elif kind == "adaptive_avg_pool2d" and graph.values[operator.outputs[0]].spec.shape[-2:] == (1, 1):
+        return  # a mean
+    elif kind == "divide":
+        yield from operator.inputs[1:] if any(needs[i] for i in operator.inputs) else ()
+        yield from operator.inputs[:1] if any(needs[i] for i in operator.inputs[1:]) else ()
+    elif operator.target.startswith(_SUM_OF_EXPONENTIALS):
+        yield from (*operator.inputs, *operator.outputs)
+    elif kind in _CONDITIONS or kind in _INDICES:
         yield from (i for i in operator.inputs if graph.values[i].spec.dtype not in FLOAT_DTYPES)
     elif kind in _EACH_OTHER and not operator.target.startswith(_HALVES):
         factors = operator.inputs[:2] if kind == "linear" else operator.inputs
@@ -183,10 +195,11 @@ def _saved(graph: ModelGraph, operator: Operator, needs: list[bool]) -> Iterator
         yield from operator.outputs
 
 
-def _reads_its_input(operator: Operator) -> bool:
-    """Whether a padding takes its border from what it pads: `reflection_pad2d_backward` reads the input, that of a
-    constant does not."""
-    return operator.kind == "pad" and operator.attributes.get("mode", "constant") != "constant"
+def _is_exception(operator: Operator) -> bool:
+    """Whether an operator of a kind that saves nothing does: a padding that takes its border from what it pads
+    (`reflection_pad2d_backward` reads the input, that of a constant does not), and `logsumexp`, which is no sum."""
+    mirrored = operator.kind == "pad" and operator.attributes.get("mode", "constant") != "constant"
+    return mirrored or operator.target.startswith(_SUM_OF_EXPONENTIALS)
 
 
 def _extra(graph: ModelGraph, operator: Operator, copies: _Copies) -> int:

@@ -11,6 +11,7 @@ from statistics import median
 
 from dippm.case import Allocator, Mode, Precision, Runtime
 from dippm.data.footprints import MOST_MIB, doubling, limits, share
+from dippm.errors import DippmError
 from dippm.zoo.case import ZooCase
 from dippm.zoo.catalogue import Member
 from dippm.zoo.declare import planned, stratified, usable
@@ -33,12 +34,19 @@ def declare_even(
 
     Networks are those of `measured`: what these needed tells how far off the plans are, so that cases come to lie in
     the doubling that they were drawn for. A quarter are with gradients, a sixth in expandable segments, a third of
-    networks drawn at random. Fewer come where networks are too few or their passes too long.
+    networks drawn at random. Fewer come where networks are too few or their passes too long. Raises DippmError where
+    none of the networks was measured.
     """
+    if not each:
+        return []
     random = Random(f"even cases {seed}")
-    have = Counter(doubling(case.planned_mib) for case in measured)
+    have = Counter(doubling(case.planned_mib) for case in measured if case.planned_mib <= MOST_MIB)
     needs = _Needs(plans, measured)
     drawable = [m for m in usable(members, plans) if m.network.key in needs.networks]
+    if not drawable:
+        raise DippmError(
+            "--even draws cases of networks that were measured: name a data set that has some with --known"
+        )
     at_random = [m for m in drawable if m.network.source == "random"]
     named = [m for m in drawable if m.network.source != "random"]
     drawn: dict[str, ZooCase] = {}
