@@ -123,10 +123,11 @@ class _Rebatch:
 
     def after(self, node: OnnxNode) -> None:
         """Hold the results of a node against the file's own."""
-        if not all(name in self._own.specs for name in node.inputs if name):
+        if any(name in self._expanded for name in node.outputs):
             return  # the expansion of a row: the file has no such node
         values = self._values
-        carried = [place for name in node.inputs if (place := values.place(name))]
+        there = (name for name in node.inputs if name in self._own.specs)  # numbers may have been written anew
+        carried = [place for name in there if (place := values.place(name))]
         outer = {place.outer for place in carried if place.axis >= 0} or {1}
         for name in filter(None, node.outputs):
             place = values.place(name)

@@ -55,7 +55,7 @@ class SpelledOut:
                 raise FixedBatch(f"Expand {node.name or result!r} repeats the batch")
         elif result in self.shapes:
             axis = self.shapes[result]
-        elif target[0] == values.old and source and (len(source) < len(target) or source[0] == 1):
+        elif values.old == 1 and target[0] == 1 and source and (len(source) < len(target) or source[0] == 1):
             axis = 0
         else:
             return node
