@@ -117,6 +117,7 @@ trained weights, parsed in the limited child process and predicted at a batch of
 A cell is CPU seconds from path to prediction in a warm process (user and system time of this process, the parsing
 child and the converter) and the footprint in MiB. CPU seconds, because the machine had other work: wall seconds are in
 `models.csv` beside them, with the load they were taken under. † is a file whose batch is a fixed 1. Taken on {machine}.
+Footprints are of the weights and rules of the day on which a row was taken; both have changed since.
 """
 
 

@@ -65,7 +65,8 @@ def cap(
     upper = bound.above(widened, held)
     if unmeasured_architecture:
         upper = max(upper, _with_bounded_workspaces(graph, case, work, estimates, target, floor=int(upper)))
-    return Cap(composed.min_cap_bytes / MIB, upper / MIB, bound, unmeasured_architecture)
+    bounded = unmeasured_architecture and any(map(_is_dense_convolution, work))
+    return Cap(composed.min_cap_bytes / MIB, upper / MIB, bound, bounded)
 
 
 def _with_bounded_workspaces(
@@ -73,10 +74,9 @@ def _with_bounded_workspaces(
 ) -> int:
     """The smallest cap with them, bytes; where it is no more than `floor`, some number that is no more either."""
     from dippm.replay import replay
-    from dippm.vocabulary import CONVOLUTIONS
 
     workspaces = tuple(
-        max(known, w.bytes_in + w.bytes_out + w.bytes_weight) if w.kind in CONVOLUTIONS and not _depthwise(w) else known
+        max(known, w.bytes_in + w.bytes_out + w.bytes_weight) if _is_dense_convolution(w) else known
         for known, w in zip(estimates.workspace_bytes, work, strict=True)
     )
     replayed = replay(
@@ -91,8 +91,11 @@ def _with_bounded_workspaces(
     return replayed.min_cap_bytes
 
 
-def _depthwise(work: Workload) -> bool:
-    return work.groups > 1 and work.groups == work.channels_in
+def _is_dense_convolution(work: Workload) -> bool:
+    from dippm.vocabulary import CONVOLUTIONS
+
+    depthwise = work.groups > 1 and work.groups == work.channels_in
+    return work.kind in CONVOLUTIONS and not depthwise
 
 
 def requirement(device: Device, profile: Profile, need: Cap, policy: Policy, *, latency_ms: float) -> Candidate:

@@ -216,8 +216,8 @@ def _notes(
     source, target = clock.source.product, clock.target.product
     if runtime.is_proxy:
         yield (
-            f"the runtime {runtime.asked} was never measured: {runtime.predicted} stands in for it, with a wider upper "
-            "bound and no stated risk"
+            f"the runtime {runtime.asked} has no rules of its own: {runtime.predicted} stands in for it, with a wider "
+            "upper bound and no stated risk"
         )
     elif runtime.predicted is Runtime.ONNXRUNTIME:
         yield from _onnxruntime_notes()

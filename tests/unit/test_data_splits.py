@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sqlite3
 from collections import Counter
@@ -19,7 +20,7 @@ from dippm.data import DataSet, geometric, splits
 from dippm.data.footprints import evenly_spread
 from dippm.data.pack import Graphs, pack, write
 from dippm.data.splits import FOLDS, RANDOM, fold_of, locked, part_of
-from dippm.errors import ArtifactUnreachable
+from dippm.errors import ArtifactUnreachable, ModelFormatError
 from dippm.evaluate.command import add_arguments, run
 from dippm.train.corpus import UNMEASURED, Corpus
 from dippm.train.examples import read_cases
@@ -126,6 +127,17 @@ def test_evaluation_of_unseen_architectures_leaves_the_training_out(
         run(parser.parse_args(["--data", str(folder), "--unseen", str(tmp_path / "none.csv")]))
 
 
+def test_evaluate_says_what_is_no_file_of_its_own_and_no_fold(tmp_path: Path) -> None:
+    other = tmp_path / "README.md"
+    other.write_text("# Not a table\n\nof rows\n")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ModelFormatError, match="holds no held-back rows"):
+        run(parser.parse_args(["--heldback", str(other)]))
+    with pytest.raises(ArtifactUnreachable, match="there are folds 0 to 4"):
+        run(parser.parse_args(["--heldback", "docs/accuracy/heldback.csv.gz", "--fold", "7"]))
+
+
 def test_evaluate_looks_at_locked_cases_only_when_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import argparse
 
@@ -165,8 +177,12 @@ def test_load_gives_graphs_with_fixed_splits(folder: Path, tmp_path: Path) -> No
     assert data.cases[int(data[2].index)].super_family == LOCKED
     assert sum(len(part) for part in data.random_split()) == 4
     assert [int(g.index) for g in data.release()] == [2]
-    with_footprints = [i for i, row in enumerate(data.cases) if 750 <= (row.footprint_mib or 0) <= 120_000]
-    assert [int(g.index) for g in data.evenly_spread()] == with_footprints
+    within = [i for i, row in enumerate(data.cases) if 750 <= (row.footprint_mib or 0) <= 120_000 and i != 2]
+    assert [int(g.index) for g in data.evenly_spread()] == within
+    for part in (data.index_select([0, 2]), data.index_select([2, 3, 4])):
+        assert sum(map(len, part.random_split())) == len(part) - 1
+        assert sum(map(len, part.leave_families_out(0))) == len(part) - 1
+        assert [int(g.index) for g in part.release()] == [2]
 
 
 def test_as_many_cases_of_every_doubling() -> None:

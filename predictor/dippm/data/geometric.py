@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -100,12 +101,16 @@ class MeasuredModels(Dataset):  # type: ignore[misc]
         part: MeasuredModels = self.index_select(chosen)
         return part
 
+    def _places(self) -> Iterator[tuple[int, CaseRow]]:
+        """The cases of this part, each with its place in it."""
+        return ((place, self.cases[index]) for place, index in enumerate(self.indices()))
+
     def random_split(self) -> tuple[MeasuredModels, MeasuredModels, MeasuredModels]:
         """(train, validation, test): 70, 15 and 15 % of the cases, by their ids; locked super-families are in none."""
         parts: dict[str, list[int]] = {name: [] for name, _ in PARTS}
-        for index, row in enumerate(self.cases):
+        for place, row in self._places():
             if row.super_family not in locked():
-                parts[part_of(row.id)].append(index)
+                parts[part_of(row.id)].append(place)
         train, validation, test = (self._part(parts[name]) for name, _ in PARTS)
         return train, validation, test
 
@@ -119,24 +124,25 @@ class MeasuredModels(Dataset):  # type: ignore[misc]
             raise ValueError(f"fold {fold}: there are folds 0 to {FOLDS - 1}")
         train: list[int] = []
         test: list[int] = []
-        for index, row in enumerate(self.cases):
+        for place, row in self._places():
             if row.super_family not in locked():
                 found = fold_of(row.super_family, row.architecture)
-                (test if found == fold else train).append(index)
+                (test if found == fold else train).append(place)
         held_back = self._part(test)
         seen = self._part(train)
         seen.transform = HideOperators(held_back)
         return seen, held_back
 
     def evenly_spread(self, each: int = 1_000) -> MeasuredModels:
-        """The cases of this part, at most `each` of every doubling of the footprint between 750 and 120,000 MiB."""
-        rows = {row.id: index for index in self.indices() if (row := self.cases[index]).footprint_mib is not None}
-        found = evenly_spread(((name, self.cases[i].footprint_mib or 0.0) for name, i in rows.items()), each)
-        return self._part([place for place, index in enumerate(self.indices()) if self.cases[index].id in found])
+        """At most `each` cases of every doubling of the footprint between 750 and 120,000 MiB, none of a locked
+        super-family."""
+        places = {row.id: (place, row) for place, row in self._places() if row.super_family not in locked()}
+        found = evenly_spread(((name, row.footprint_mib or 0.0) for name, (_, row) in places.items()), each)
+        return self._part([place for name, (place, _) in places.items() if name in found])
 
     def release(self) -> MeasuredModels:
         """The cases of the locked super-families: look once, for a release."""
-        return self._part([i for i, row in enumerate(self.cases) if row.super_family in locked()])
+        return self._part([place for place, row in self._places() if row.super_family in locked()])
 
 
 def _made_from(folder: Path) -> str:

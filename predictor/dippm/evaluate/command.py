@@ -18,7 +18,7 @@ from dippm.errors import ArtifactUnreachable
 from dippm.evaluate.errors import render
 from dippm.evaluate.heldback import HeldBackRow, error_table, heavy, measured_footprints, read_rows
 from dippm.evaluate.right_profile import NEAR, near_boundary, profile_share
-from dippm.train.split import RANDOM
+from dippm.train.split import FOLDS, RANDOM
 
 DEVICES = ("A100-SXM4-40GB", "H200")
 
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table; 0. Raises ArtifactUnreachable where there is nothing to evaluate."""
     rows = _rows(options)
+    if options.fold is not None and options.fold not in range(FOLDS):
+        raise ArtifactUnreachable(f"fold {options.fold}: there are folds 0 to {FOLDS - 1}")
     if options.fold is not None:
         rows = [r for r in rows if r.fold == options.fold]
     if not rows:

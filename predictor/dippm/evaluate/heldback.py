@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
 
+from dippm.errors import ModelFormatError
 from dippm.evaluate.errors import TARGETS, ErrorRow, error_row
 
 FIGURES: tuple[str, ...] = tuple(name for name, _ in TARGETS)
@@ -89,9 +90,12 @@ def _figure(text: str) -> float:
 
 
 def read_rows(path: Path) -> list[HeldBackRow]:
-    """Inverse of `write_rows`."""
+    """Inverse of `write_rows`. Raises ModelFormatError where the file is another one."""
     with _open(path, "r") as file:
-        return [_row(line) for line in csv.DictReader(file)]
+        try:
+            return [_row(line) for line in csv.DictReader(file)]
+        except (KeyError, ValueError) as error:
+            raise ModelFormatError(f"{path} holds no held-back rows, as dippm train writes them") from error
 
 
 def _row(line: dict[str, str]) -> HeldBackRow:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from dippm.case import Allocator, Mode, Precision, Runtime
 from dippm.data.batches import TEMPLATE_BATCH
-from dippm.errors import ArtifactUnreachable
+from dippm.errors import ArtifactUnreachable, DippmError
 from dippm.zoo.case import InputShape, Network, ZooCase, read_cases, write_cases
 from dippm.zoo.declare import LARGEST_MIB
 
@@ -144,6 +144,8 @@ def _beside(
 
     seed = args.seed
     measured = _measured(args.known, "cases.parquet", "id", label="footprint_mib")
+    if args.searches and not known:
+        raise DippmError("--searches looks for the smallest cap of measured cases: name their data set with --known")
     searched = _measured(args.known, "caps.parquet", "case", label="min_cap_steady_mib")
     ran = _measured(args.known, "onnxruntime.parquet", "id", label="memory_mib")
     return [
