@@ -25,7 +25,8 @@ def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[s
     """The steps with what was left away; before they are put together to larger ones."""
     graph = StepGraph(steps, static, outputs)
     clones: dict[str, str] = {}
-    after: dict[int, list[Step]] = {}
+    made: dict[str, list[tuple[str, Step]]] = {}
+    """Of a value its clones, each with the first step that reads it."""
     for step in steps:
         named = _named_by(step)
         if named is None:
@@ -36,13 +37,21 @@ def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[s
                 continue
             if clone not in clones:
                 clones[clone] = f"{name}@{clone}"
-                producer = graph.producer[name]
-                after.setdefault(id(producer), []).append(_clone_of(name, clones[clone], producer, static))
+                made.setdefault(name, []).append((clones[clone], step))
             elif clones[clone].partition("@")[0] != name:
                 continue
             step.inputs[place] = clones[clone]
             _reads(step, name, clones[clone])
-    return [s for step in steps for s in (step, *after.get(id(step), ()))]
+    after: dict[int, Step] = {}
+    before: dict[int, list[Step]] = {}
+    for name, found in made.items():
+        if len(found) == 1:
+            producer = graph.producer[name]
+            after[id(producer)] = _clone_of(name, found[0][0], producer, static)
+        else:  # what is cloned again and again (a mask, by each layer) is no dropout: a copy where it is read
+            for result, reader in found:
+                before.setdefault(id(reader), []).append(_copy_for(name, result, reader, static))
+    return [s for step in steps for s in (*before.get(id(step), ()), step, *filter(None, [after.get(id(step))]))]
 
 
 def _named_by(step: Step) -> list[str] | None:
@@ -86,6 +95,16 @@ def _clone_of(name: str, result: str, producer: Step, static: StaticGraph) -> St
         "dropout", "onnx.Identity", [name], [result], {}, [node], "clone",
         path=(*above, f"{above[-1]}.dropout" if above[-1] else "dropout") if above else (),
         trace="\n".join(split_frames(trace_of(producer))[: len(above)]),
+    )  # fmt: skip
+
+
+def _copy_for(name: str, result: str, reader: Step, static: StaticGraph) -> Step:
+    """A copy of a value in the call that reads it."""
+    static.specs[result] = static.specs[name]
+    node = onnx.helper.make_node("Identity", [name], [result])
+    path = paths_of(reader.nodes[-1]) if reader.path is None else reader.path
+    return Step(
+        "dropout", "onnx.Identity", [name], [result], {}, [node], "clone", path=path, trace=trace_of(reader)
     )  # fmt: skip
 
 
