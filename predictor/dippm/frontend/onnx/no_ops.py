@@ -42,16 +42,16 @@ def put_clones_back(steps: list[Step], static: StaticGraph, outputs: frozenset[s
                 continue
             step.inputs[place] = clones[clone]
             _reads(step, name, clones[clone])
-    after: dict[int, Step] = {}
+    after: dict[int, list[Step]] = {}
     before: dict[int, list[Step]] = {}
     for name, found in made.items():
         if len(found) == 1:
             producer = graph.producer[name]
-            after[id(producer)] = _clone_of(name, found[0][0], producer, static)
+            after.setdefault(id(producer), []).append(_clone_of(name, found[0][0], producer, static))
         else:  # what is cloned again and again (a mask, by each layer) is no dropout: a copy where it is read
             for result, reader in found:
                 before.setdefault(id(reader), []).append(_copy_for(name, result, reader, static))
-    return [s for step in steps for s in (*before.get(id(step), ()), step, *filter(None, [after.get(id(step))]))]
+    return [s for step in steps for s in (*before.get(id(step), ()), step, *after.get(id(step), ()))]
 
 
 def _named_by(step: Step) -> list[str] | None:
