@@ -89,7 +89,7 @@ def test_a_tflite_file_is_predicted_as_a_proxy() -> None:
     graph = load_graph_in_child(open_artifact(MODELS / "small.tflite"), batch=8)
     prediction = predict_graph(graph, Case(batch=8))
     assert (prediction.runtime, prediction.basis.value) == ("tensorflow", "proxy")
-    assert any("never measured" in note for note in prediction.notes)
+    assert any("no rules of its own" in note for note in prediction.notes)
 
 
 @tflite

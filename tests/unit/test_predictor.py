@@ -151,7 +151,7 @@ def test_a_runtime_never_measured_is_a_proxy_with_a_wider_bound() -> None:
     assert (proxy.runtime, proxy.basis) == ("paddle", Basis.PROXY)
     assert proxy.required_mib == measured.required_mib
     assert proxy.required_upper_mib > measured.required_upper_mib
-    assert any("never measured" in n and "no stated risk" in n for n in proxy.notes)
+    assert any("no rules of its own" in n and "no stated risk" in n for n in proxy.notes)
 
 
 def test_onnx_runtime_is_replayed_by_its_own_rules_and_bounded_by_its_own_rows() -> None:
@@ -177,7 +177,7 @@ def test_every_unmeasured_runtime_that_may_be_asked_for_says_so(runtime: Runtime
     nearest = predicted(graph, replace(CASE, runtime=STAND_INS[runtime], device="H200"))
     assert (p.runtime, p.basis) == (runtime.value, Basis.PROXY)
     assert p.required_upper_mib > nearest.required_upper_mib
-    assert any("never measured" in n for n in p.notes)
+    assert any("no rules of its own" in n for n in p.notes)
 
 
 def test_an_uncalibrated_bound_says_so() -> None:
