@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 
+from dippm.attention import KIND
 from dippm.data import CaseRow, DataSet
 from dippm.data.rows import NodeLabels
 from dippm.graph import ModelGraph
-from dippm.network.attention import KIND, attention_workspace
+from dippm.network.attention import attention_workspace
 from dippm.replay import Replay, replay
 from dippm.strides import strides_of
 from dippm.train.examples import opened

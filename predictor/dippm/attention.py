@@ -24,7 +24,6 @@ _OF_SHAPES = ("full", "arange")
 _MAKES_MASKS = re.compile(r"modeling_\w+\.py:\d+: .*(\bcreate_\w*mask|\b_create_attention_mask|\bmask_function)\w*\(")
 """Lines of transformers' models that ask `masking_utils` for a mask."""
 _ORDERS = ("aten.gt.", "aten.ge.", "aten.lt.", "aten.le.")
-_EAGER = (Runtime.EAGER, Runtime.AUTO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +55,12 @@ def attention_call(
     mask_id = operator.inputs[3] if len(operator.inputs) > 3 else None
     mask = None if mask_id is None else graph.values[mask_id].spec
     half = query.dtype in HALF
-    if runtime in _EAGER and mask_id is not None and _is_not_made(graph, mask_id):
+    if runtime.is_eager and mask_id is not None and _is_not_made(graph, mask_id):
         mask = mask_id = None
         if _repeated(graph, operator.inputs[1]) is not None and not half:
             # Grouped heads come as they are then, which only the mathematical form takes in float32.
             return AttentionCall(query, key, value, None, mathematical=True, grouped=True)
-    if runtime in _EAGER and mask_id is not None and (joined := _joined_bias(graph, mask_id)) is not None:
+    if runtime.is_eager and mask_id is not None and (joined := _joined_bias(graph, mask_id)) is not None:
         mask_id = joined.inputs[1]
         mask = graph.values[mask_id].spec
     plain = len(query.shape) == 4 and query.shape[1] == key.shape[1]
@@ -83,7 +82,7 @@ def masks_left_out(graph: ModelGraph, runtime: Runtime) -> LeftOut:
     """Masks that transformers does not make where it runs eagerly, and what they are made of. A bias (T5's) then comes
     to the kernel as it is, and so do grouped heads.
     """
-    if runtime not in _EAGER:
+    if not runtime.is_eager:
         return LeftOut()
     unread: set[tuple[int, int]] = set()
     """(operator, value) of the reads that do not happen."""

@@ -45,6 +45,11 @@ class Runtime(StrEnum):
     TENSORFLOW = "tensorflow"
     PADDLE = "paddle"
 
+    @property
+    def is_eager(self) -> bool:
+        """Whether a model's own Python runs; `auto` is taken for it where nobody resolved it."""
+        return self in (Runtime.EAGER, Runtime.AUTO)
+
 
 class Allocator(StrEnum):
     """PyTorch's caching allocator, as configured by `PYTORCH_CUDA_ALLOC_CONF`."""

@@ -25,6 +25,8 @@ LEAST_USABLE_MIB_PER_GB = 896
 """Usable MiB for each nominal GB of a profile that neither labels nor catalogue know. The tightest known is 910
 (1g.18gb of an H200 offers 16,384 MiB): a slice taken for too small costs money, for too large the pod."""
 
+NEAR = 0.2
+"""A footprint this close to a profile's usable memory is near a boundary: there a small error changes the profile."""
 _NAME = re.compile(
     r"(?:(?P<ci>\d+)c\.)?(?P<compute>\d+)g\.(?P<memory>\d+)gb(?P<attributes>(?:[+-][a-z0-9]+(?:\.all)?)*)"
 )

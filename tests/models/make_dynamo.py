@@ -12,7 +12,6 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnx
@@ -27,12 +26,12 @@ _READ = frozenset({
 """Metadata that the front end reads."""
 
 
-def canonical() -> ModuleType:
-    """The test module that has the networks."""
-    spec = importlib.util.spec_from_file_location("canonical", HERE.parent / "unit" / "test_canonical.py")
+def loaded(name: str, path: Path) -> Any:
+    """The module in a file that belongs to no package (a test's, or a bench's). Exported files tell its name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["canonical"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -60,7 +59,7 @@ def small(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def main() -> None:
     """Writes every file."""
-    tests: Any = canonical()
+    tests = loaded("canonical", HERE.parent / "unit" / "test_canonical.py")
     folder = HERE / "dynamo"
     folder.mkdir(exist_ok=True)
     for name in NAMES:

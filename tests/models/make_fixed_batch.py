@@ -5,34 +5,19 @@ python tests/models/make_fixed_batch.py        # needs onnxscript, which the tes
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import onnx
 import torch
-from make_dynamo import HERE, small
+from make_dynamo import HERE, loaded, small
 
 LENGTH_KEPT = 16 * 1024
 """Masks are kept with their elements."""
 
 
-def networks() -> ModuleType:
-    """The test module that has them."""
-    path = HERE.parent / "unit" / "test_frontend_onnx_batch.py"
-    spec = importlib.util.spec_from_file_location("fixed_batch", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["fixed_batch"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main() -> None:
     """Writes every file."""
-    tests: Any = networks()
+    tests = loaded("fixed_batch", HERE.parent / "unit" / "test_frontend_onnx_batch.py")
     folder: Path = HERE / "fixed_batch"
     folder.mkdir(exist_ok=True)
     for name, (build, inputs) in tests.NETWORKS.items():

@@ -326,15 +326,23 @@ def test_every_format_gives_the_same_network(name: str) -> None:
     assert [graph.values[o].spec.shape for o in graph.outputs] == [(8, 8)]
 
 
+def saved_both_ways(name: str, folder: Path) -> tuple[ModelGraph, ModelGraph]:
+    """The graphs of a network's `.keras` file and of its SavedModel, which TensorFlow writes."""
+    script = Path(__file__).parents[2] / "bench" / "models" / "tensorflow_models.py"
+    python = os.environ.get(TENSORFLOW.setting, sys.executable)
+    for saved in ("keras", "savedmodel"):
+        subprocess.run([python, str(script), "make", f"{name}/{saved}", str(folder)], check=True, capture_output=True)
+    keras, saved_model = (
+        load_graph(open_artifact(folder / file), batch=8) for file in (f"{name}.keras", f"{name}_savedmodel")
+    )
+    return keras, saved_model
+
+
 @tensorflow
 @pytest.mark.timeout(600)
 def test_lstm_layers_are_one_operator_each_whatever_they_are_saved_as(tmp_path: Path) -> None:
     """A SavedModel's loops take their weights through the functions around them."""
-    script = Path(__file__).parents[2] / "bench" / "models" / "tensorflow_models.py"
-    python = os.environ.get(TENSORFLOW.setting, sys.executable)
-    for saved in ("keras", "savedmodel"):
-        subprocess.run([python, str(script), "make", f"lstm/{saved}", str(tmp_path)], check=True, capture_output=True)
-    one, other = (load_graph(open_artifact(tmp_path / name), batch=8) for name in ("lstm.keras", "lstm_savedmodel"))
+    one, other = saved_both_ways("lstm", tmp_path)
     assert kinds(one)["lstm"] == kinds(other)["lstm"] == 2
     assert kinds(one) == kinds(other)
     # Two layers of 64 steps and 4 gates, each gate the product with the input and with the state; the classifier.
@@ -344,11 +352,7 @@ def test_lstm_layers_are_one_operator_each_whatever_they_are_saved_as(tmp_path: 
 @tensorflow
 @pytest.mark.timeout(600)
 def test_gru_and_plain_recurrent_layers_are_known_in_their_loops(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "bench" / "models" / "tensorflow_models.py"
-    python = os.environ.get(TENSORFLOW.setting, sys.executable)
-    for saved in ("keras", "savedmodel"):
-        subprocess.run([python, str(script), "make", f"gru/{saved}", str(tmp_path)], check=True, capture_output=True)
-    one, other = (load_graph(open_artifact(tmp_path / name), batch=8) for name in ("gru.keras", "gru_savedmodel"))
+    one, other = saved_both_ways("gru", tmp_path)
     assert kinds(one) == kinds(other)
     assert (kinds(one)["gru"], kinds(one)["rnn"]) == (3, 1)
     # 64 steps: two directions of 3 gates, 3 gates, 1; each the product with the input and with the state.

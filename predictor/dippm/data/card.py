@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dippm.data.reader import DataSet
-from dippm.profiles import resolve_device
+from dippm.profiles import NEAR, resolve_device
 
 Row = dict[str, Any]
 
@@ -20,8 +20,6 @@ LABELS = (
     "weights_mib", "allocated_mib", "activations_mib", "reserved_mib", "footprint_mib", "min_cap_steady_mib",
     "device_ms", "host_ms", "latency_ms", "energy_j",
 )  # fmt: skip
-NEAR = 0.2
-"""A share of what a MIG profile offers: a case that needs as little more or less is near its boundary."""
 FOOTPRINT_EDGES = (0, 750, 1500, 3000, 6000, 12_000, 24_000, 48_000, 96_000, 192_000)
 DEVICES = ("A100-SXM4-40GB", "H200")
 """Cards whose MIG profiles the smallest caps are held against."""

@@ -17,7 +17,8 @@ from pathlib import Path
 from dippm.errors import ArtifactUnreachable
 from dippm.evaluate.errors import render
 from dippm.evaluate.heldback import HeldBackRow, error_table, heavy, measured_footprints, read_rows
-from dippm.evaluate.right_profile import NEAR, near_boundary, profile_share
+from dippm.evaluate.right_profile import near_boundary, profile_share
+from dippm.profiles import NEAR
 from dippm.train.split import FOLDS, RANDOM
 
 DEVICES = ("A100-SXM4-40GB", "H200")

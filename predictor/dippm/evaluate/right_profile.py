@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dippm.profiles import Profile, resolve_device, size_order
+from dippm.profiles import NEAR, Profile, resolve_device, size_order
 
 
 def smallest(profiles: Sequence[Profile], need_mib: float) -> str | None:
     """Name of the first profile, smallest first, whose usable memory holds the need; None if none does."""
     ordered = sorted(profiles, key=lambda p: size_order(p.usable_mib, p.name))
     return next((p.name for p in ordered if need_mib <= p.usable_mib), None)
-
-
-NEAR = 0.2
-"""A footprint this close to a profile's usable memory is near a boundary: there a small error changes the profile."""
 
 
 def near_boundary(footprints: Sequence[tuple[float, float]], device: str) -> list[tuple[float, float]]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dippm.attention import HALF, KIND, AttentionCall, attention_call
+from dippm.attention import HALF, AttentionCall, attention_call
 from dippm.case import Runtime
 from dippm.graph import ModelGraph, Operator, TensorSpec
 from dippm.strides import Strides
 
-__all__ = ["KIND", "attention_workspace"]
 FLASH_WIDTH = 256
 """Widest head that the flash kernel takes."""
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dippm.attention import KIND as ATTENTION
 from dippm.case import Case
 from dippm.graph import ModelGraph, Operator
-from dippm.network import attention, workspace
+from dippm.network import workspace
 from dippm.network.workload import Workload
 from dippm.signature import signature
 
@@ -99,7 +100,7 @@ def operator_keys(graph: ModelGraph, case: Case) -> npt.NDArray[np.uint64]:
 
 
 def _is_masked(operator: Operator) -> bool:
-    return operator.kind == attention.KIND and len(operator.inputs) > 3
+    return operator.kind == ATTENTION and len(operator.inputs) > 3
 
 
 def key(text: str, case: Case) -> int:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dippm.attention import KIND
 from dippm.case import Case, Mode
 from dippm.graph import DTYPE_BYTES, ModelGraph, Operator
-from dippm.network.attention import KIND, attention_workspace
+from dippm.network.attention import attention_workspace
 from dippm.network.recurrent import GATES, recurrent_workspace
 from dippm.network.workload import Workload
 from dippm.products import product_copies

@@ -10,12 +10,12 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+from dippm.attention import KIND as ATTENTION
 from dippm.features import RECURRENT, recurrent_weights
 from dippm.graph import Attribute, ModelGraph, Operator, TensorSpec, ValueKind
 from dippm.vocabulary import CONVOLUTIONS
 
 PRODUCTS = frozenset({"linear", "matmul", "batch_matmul", "einsum"})
-ATTENTION = "scaled_dot_product_attention"
 TENSOR_CORE_KINDS = CONVOLUTIONS | PRODUCTS | RECURRENT | {ATTENTION}
 
 

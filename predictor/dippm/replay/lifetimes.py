@@ -96,7 +96,7 @@ def lifetimes(graph: ModelGraph, runtime: Runtime, mode: Mode = Mode.INFERENCE) 
         for value in operator.inputs:
             if owner[value] in born:
                 until[owner[value]] = index
-    if runtime in (Runtime.EAGER, Runtime.AUTO):
+    if runtime.is_eager:
         for storage, end in held_by_python(graph, owner, born, dict(until)).items():
             until[storage] = max(until[storage], end)
     at_the_end = [owner[value] for value in graph.outputs]

@@ -14,6 +14,7 @@ from random import Random
 from typing import TypeVar
 
 from dippm.case import Allocator, Mode, Precision, Runtime
+from dippm.profiles import NEAR
 from dippm.zoo.case import ZooCase
 from dippm.zoo.catalogue import Member
 from dippm.zoo.planning import Plan
@@ -34,7 +35,6 @@ MOST_OPERATORS = 2500
 """Networks with more are left out: one such case costs as much as ten others."""
 BOUNDARIES_MIB = (4864, 9856, 16384, 19968, 33280, 40192)
 """Usable memory of profiles of A100 and H200 up to which the smallest cap is searched."""
-NEAR = 0.2
 LONGEST_MS = 220.0
 LONGEST_TIMED_MS = 300.0
 LARGEST_MIB = 62_000.0

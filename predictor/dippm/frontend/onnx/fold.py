@@ -18,7 +18,7 @@ from dippm.errors import UnsupportedOperator
 from dippm.frontend.onnx.file import OnnxFile
 from dippm.frontend.onnx.inference import Inference, Literal
 from dippm.frontend.onnx.node import OnnxNode
-from dippm.frontend.onnx.strided import as_reshape
+from dippm.frontend.onnx.strided import as_identity
 from dippm.frontend.onnx.types import Elements
 from dippm.graph import TensorSpec
 
@@ -127,7 +127,7 @@ class Folder:
     def _unstrided(self, node: OnnxNode) -> OnnxNode:
         if node.kind != "Gather":
             return node
-        return as_reshape(node, self._reshapes.get(node.inputs[0]), self.specs) or node
+        return as_identity(node, self._reshapes.get(node.inputs[0]), self.specs) or node
 
     def _branch(self, node: OnnxNode) -> onnx.GraphProto | None:
         """The branch of an If whose condition is a constant (exporters write them around a squeeze)."""

@@ -87,25 +87,24 @@ def _call_of(producer: Step) -> str:
 
 def _clone_of(name: str, result: str, producer: Step, static: StaticGraph) -> Step:
     """A dropout or copy of a value: a module call beside the one that put it out, reached from the same line."""
-    static.specs[result] = static.specs[name]
-    paths = paths_of(producer.nodes[-1]) if producer.path is None else producer.path
-    above = paths[:-1]
-    node = onnx.helper.make_node("Identity", [name], [result])
-    return Step(
-        "dropout", "onnx.Identity", [name], [result], {}, [node], "clone",
-        path=(*above, f"{above[-1]}.dropout" if above[-1] else "dropout") if above else (),
-        trace="\n".join(split_frames(trace_of(producer))[: len(above)]),
-    )  # fmt: skip
+    above = _path(producer)[:-1]
+    path = (*above, f"{above[-1]}.dropout" if above[-1] else "dropout") if above else ()
+    return _clone(name, result, path, "\n".join(split_frames(trace_of(producer))[: len(above)]), static)
 
 
 def _copy_for(name: str, result: str, reader: Step, static: StaticGraph) -> Step:
     """A copy of a value in the call that reads it."""
+    return _clone(name, result, _path(reader), trace_of(reader), static)
+
+
+def _clone(name: str, result: str, path: tuple[str, ...], trace: str, static: StaticGraph) -> Step:
     static.specs[result] = static.specs[name]
     node = onnx.helper.make_node("Identity", [name], [result])
-    path = paths_of(reader.nodes[-1]) if reader.path is None else reader.path
-    return Step(
-        "dropout", "onnx.Identity", [name], [result], {}, [node], "clone", path=path, trace=trace_of(reader)
-    )  # fmt: skip
+    return Step("dropout", "onnx.Identity", [name], [result], {}, [node], "clone", path=path, trace=trace)
+
+
+def _path(step: Step) -> tuple[str, ...]:
+    return paths_of(step.nodes[-1]) if step.path is None else step.path
 
 
 def _reads(step: Step, old: str, new: str) -> None:

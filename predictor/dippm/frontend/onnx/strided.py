@@ -21,7 +21,7 @@ _CALL = re.compile(
 )
 
 
-def as_reshape(node: OnnxNode, maker: OnnxNode | None, specs: Mapping[str, TensorSpec]) -> OnnxNode | None:
+def as_identity(node: OnnxNode, maker: OnnxNode | None, specs: Mapping[str, TensorSpec]) -> OnnxNode | None:
     """What gathers a tensor's elements in their own order, as the Identity that it is.
 
     `maker` is what put out the flat tensor. None where the node is something else, or changes the shape.
